@@ -1,0 +1,269 @@
+//! Requests, replies and the types inside them.
+
+use oci_spec::runtime::{Process, Spec};
+use serde::{Deserialize, Serialize};
+
+/// A number the host chose for one stdio stream; unique within a sandbox's life.
+pub type StreamToken = u64;
+
+/// What the host asks of the agent: the first frame of every stream.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// First call on the channel. Answered by [`Reply::Hello`].
+    Hello(Hello),
+    /// This stream becomes the raw bytes of one stdio stream of a process. No reply.
+    Attach {
+        /// Token named in the [`Stdio`] of the call that starts the process.
+        token: StreamToken,
+    },
+    /// Creates a container and, if asked, starts it. Answered by [`Reply::Created`] and, when the container's first
+    /// process has ended, by [`Reply::Exited`] on the same stream.
+    CreateContainer(Box<CreateContainer>),
+    /// Lets a created container's first process run. Answered by [`Reply::Done`] once the user's program was executed.
+    StartContainer {
+        /// The container.
+        container: String,
+    },
+    /// Starts a further process in a running container. Answered by [`Reply::Created`] once the program was executed and,
+    /// when it has ended, by [`Reply::Exited`] on the same stream.
+    Exec(Box<Exec>),
+    /// Sends a signal. Answered by [`Reply::Done`].
+    Signal {
+        /// The container.
+        container: String,
+        /// An exec'd process, or the container's first one when absent.
+        #[serde(default)]
+        exec: Option<String>,
+        /// Signal number, 0 to 64.
+        signal: i32,
+        /// To every process of the container.
+        #[serde(default)]
+        all: bool,
+    },
+    /// Sets the window size of a process's terminal. Answered by [`Reply::Done`].
+    ResizeTty {
+        /// The container.
+        container: String,
+        /// An exec'd process, or the container's first one when absent.
+        #[serde(default)]
+        exec: Option<String>,
+        /// The size.
+        size: WindowSize,
+    },
+    /// Freezes every process of a container. Answered by [`Reply::Done`] once all are frozen.
+    Pause {
+        /// The container.
+        container: String,
+    },
+    /// Thaws a container. Answered by [`Reply::Done`].
+    Resume {
+        /// The container.
+        container: String,
+    },
+    /// Lists a container's processes. Answered by [`Reply::Processes`].
+    Processes {
+        /// The container.
+        container: String,
+    },
+    /// Kills what is left of a container, unmounts and forgets it. Answered by [`Reply::Done`].
+    DeleteContainer {
+        /// The container.
+        container: String,
+    },
+}
+
+/// What the agent answers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// To [`Request::Hello`].
+    Hello(HelloReply),
+    /// The process exists; `pid` is its number in the guest's first pid namespace.
+    Created {
+        /// Process id in the guest.
+        pid: u32,
+    },
+    /// The process has ended.
+    Exited(ExitStatus),
+    /// The call was carried out.
+    Done,
+    /// To [`Request::Processes`].
+    Processes(Vec<ProcessInfo>),
+    /// The call failed and changed nothing that lasts.
+    Fault(Fault),
+}
+
+/// What the host tells the guest before anything else.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`crate::PROTOCOL_VERSION`] of the host.
+    pub protocol: u32,
+    /// The host's wall clock, nanoseconds since the epoch.
+    pub wall_clock_ns: u64,
+    /// Fresh random bytes from the host for the guest's entropy pool (64 of them).
+    #[serde(default)]
+    pub entropy: Vec<u8>,
+}
+
+/// The guest's answer to [`Hello`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HelloReply {
+    /// [`crate::PROTOCOL_VERSION`] of the agent.
+    pub protocol: u32,
+    /// Version of the agent's crate.
+    pub agent_version: String,
+    /// `uname -r` of the guest.
+    pub kernel_release: String,
+    /// Stages of the guest's start, in order.
+    #[serde(default)]
+    pub stages: Vec<Stage>,
+    /// The guest's `CLOCK_BOOTTIME` when this reply was made, nanoseconds; the host uses it to place `stages` on its own clock.
+    pub now_ns: u64,
+}
+
+/// A moment in the guest's start.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Stage {
+    /// What had just been finished, e.g. `agent-started`, `modules-loaded`, `channel-open`.
+    pub name: String,
+    /// `CLOCK_BOOTTIME` at that moment, nanoseconds.
+    pub at_ns: u64,
+}
+
+/// Everything the agent needs to create a container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CreateContainer {
+    /// Name of the container, checked by the host: `[A-Za-z0-9][A-Za-z0-9_.+-]*`, at most 1024 bytes.
+    pub id: String,
+    /// The OCI configuration with every host path already replaced by the guest path under which the shared file system
+    /// shows it.
+    pub spec: Spec,
+    /// The first process's stdio.
+    #[serde(default)]
+    pub stdio: Stdio,
+    /// Seccomp filter of the container, compiled by the host.
+    #[serde(default)]
+    pub seccomp: Option<SeccompFilter>,
+    /// Start the first process at once, sparing the caller a [`Request::StartContainer`].
+    #[serde(default)]
+    pub start: bool,
+}
+
+/// A further process for a running container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Exec {
+    /// The container.
+    pub container: String,
+    /// Name of the process, unique among the container's live processes.
+    pub id: String,
+    /// What to run and as whom. `terminal` and `console_size` are honoured.
+    pub process: Process,
+    /// Its stdio.
+    #[serde(default)]
+    pub stdio: Stdio,
+}
+
+/// Which streams a process is connected to. A missing one is `/dev/null`. With a terminal, `stdin` and `stdout` are the two
+/// directions of the terminal and `stderr` is not used.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stdio {
+    /// Standard input; the host closing its half closes the process's input.
+    #[serde(default)]
+    pub stdin: Option<StreamToken>,
+    /// Standard output; the guest closes its half after the last writer has gone.
+    #[serde(default)]
+    pub stdout: Option<StreamToken>,
+    /// Standard error.
+    #[serde(default)]
+    pub stderr: Option<StreamToken>,
+}
+
+/// A compiled seccomp filter.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SeccompFilter {
+    /// Classic BPF instructions (`struct sock_filter`: code, jt, jf, k), at most 4096 (BPF_MAXINSNS).
+    pub program: Vec<(u16, u8, u8, u32)>,
+    /// Flags for seccomp(2), such as `SECCOMP_FILTER_FLAG_LOG`.
+    #[serde(default)]
+    pub flags: u64,
+}
+
+/// A terminal's size in characters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    /// Rows.
+    pub rows: u16,
+    /// Columns.
+    pub cols: u16,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitStatus {
+    /// By `exit`, with this code (0 to 255).
+    Code(u8),
+    /// By this signal.
+    Signal(u8),
+}
+
+impl ExitStatus {
+    /// The number a shell shows: the code, or 128 plus the signal's number.
+    pub fn shell_code(self) -> i32 {
+        match self {
+            Self::Code(code) => code.into(),
+            Self::Signal(signal) => 128 + i32::from(signal),
+        }
+    }
+}
+
+/// One process of a container, as the guest's `/proc` shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProcessInfo {
+    /// Process id in the guest.
+    pub pid: u32,
+    /// Parent's process id in the guest.
+    pub ppid: u32,
+    /// User id, as the guest's first user namespace counts.
+    pub uid: u32,
+    /// User and system time, milliseconds.
+    pub cpu_ms: u64,
+    /// Start, seconds since the epoch.
+    pub start_s: u64,
+    /// Name of the controlling terminal, `?` if none.
+    pub tty: String,
+    /// Command line, or the name in brackets when there is none.
+    pub command: String,
+}
+
+/// Why a call failed.
+#[derive(Debug, Clone, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Fault {
+    /// What kind of failure, for programs.
+    pub kind: FaultKind,
+    /// The step, the object and the reason, for people.
+    pub message: String,
+}
+
+/// Kinds of failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultKind {
+    /// The program is not there (a shell's 127).
+    CommandNotFound,
+    /// The program is there but may not or cannot be run (a shell's 126).
+    CommandNotExecutable,
+    /// No such container or process.
+    NotFound,
+    /// The container's state does not allow it.
+    InvalidState,
+    /// The request asks for something that is wrong or unsupported.
+    InvalidArgument,
+    /// The other side speaks another version.
+    Protocol,
+    /// Anything else.
+    #[serde(other)]
+    Internal,
+}
