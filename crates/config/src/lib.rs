@@ -1,1 +1,216 @@
-//! Placeholder.
+//! `configuration.toml`: where it is found, what it may say, and what holds when it says nothing.
+//!
+//! No key is required and neither is a file: [`Config::load`] on a machine without one returns [`Config::default`].
+//!
+//! # Where it is looked for
+//!
+//! The first of these that is given decides alone, and must then exist: the path the caller passes, the environment
+//! variable `KATA_CONF_FILE`. Otherwise the first existing file of [`SEARCHED`] is read. After it come the drop-ins:
+//! `config.d/*.toml` in the directory of that file, in the order of their names; without a file, those of the first
+//! directory of [`SEARCHED`] that has any. A later file's key replaces an earlier one's.
+//!
+//! # What it may say
+//!
+//! The names are those that users of Kata know ([`Config`] lists them by their table), and only those that have an effect. Any
+//! other is refused with its file and line, because a key that is silently ignored is a setting somebody relies on. A key
+//! of upstream Kata that is not carried out here is refused as just that, so that whoever moves a node over knows that it
+//! is not misspelt.
+//!
+//! # Files named by the configuration
+//!
+//! QEMU, the guest kernel and the initrd are not looked for while loading, so that `delete` or `state` work on a machine
+//! where they are missing; [`Qemu::locate`] does it, and its error names every place.
+
+mod file;
+mod locate;
+mod upstream;
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+pub use locate::BootFiles;
+
+/// Where the configuration is looked for, in this order.
+pub const SEARCHED: [&str; 3] = [
+    "/etc/kata-containers/configuration.toml",
+    "/usr/share/defaults/kata-containers/configuration.toml",
+    "/opt/kata/share/defaults/kata-containers/configuration.toml",
+];
+
+/// Environment variable that names the configuration file.
+pub const FILE_VARIABLE: &str = "KATA_CONF_FILE";
+
+/// Everything the configuration decides, defaults filled in.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// Table `[hypervisor.qemu]`.
+    pub qemu: Qemu,
+    /// Table `[agent.kata]`.
+    pub agent: Agent,
+    /// Table `[runtime]`.
+    pub runtime: Runtime,
+    /// The files that were read, in the order they were applied. Empty when there was none.
+    pub sources: Vec<PathBuf>,
+}
+
+/// Table `[hypervisor.qemu]`: the virtual machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Qemu {
+    /// `path`: the QEMU program, absolute. `None`: found by [`Qemu::locate`].
+    pub path: Option<PathBuf>,
+    /// `kernel`: the guest kernel, absolute. `None`: found by [`Qemu::locate`].
+    pub kernel: Option<PathBuf>,
+    /// `initrd`: the guest image, absolute. `None`: found by [`Qemu::locate`].
+    pub initrd: Option<PathBuf>,
+    /// `kernel_params`: appended to the guest's kernel command line. One line of printable ASCII, at most
+    /// [`MAX_KERNEL_PARAMS`] bytes. Default: empty.
+    pub kernel_params: String,
+    /// `machine_type`: QEMU's name of the machine, without options. `None`: the driver's choice for the architecture.
+    pub machine_type: Option<String>,
+    /// `accelerator`, a key of our own: what executes the guest's code. Default: [`Accelerator::Auto`].
+    pub accelerator: Accelerator,
+    /// `default_vcpus`: virtual CPUs, 1 to [`MAX_VCPUS`]. In the file a negative number means as many as the host has, and 0
+    /// the default. Default: 1.
+    pub default_vcpus: u32,
+    /// `default_memory`: the guest's memory in MiB, from [`MIN_MEMORY_MIB`] to the host's memory. Default: 2048, which is
+    /// a limit and not a reservation: the host provides a page when the guest first touches it.
+    pub default_memory: u32,
+    /// `virtio_fs_cache`: what the guest may remember about shared files. Default: [`VirtioFsCache::Auto`].
+    pub virtio_fs_cache: VirtioFsCache,
+    /// `enable_debug`: let the guest's kernel log everything to its console. Default: false.
+    pub enable_debug: bool,
+}
+
+/// Table `[agent.kata]`: the agent in the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Agent {
+    /// `dial_timeout`, in seconds in the file, 1 to 3600: how long the guest may take from the start of the hypervisor to the
+    /// agent's first answer. Default: 60 s.
+    pub dial_timeout: Duration,
+    /// `enable_debug`: let the agent log what it does to the guest's console. Default: false.
+    pub enable_debug: bool,
+}
+
+/// Table `[runtime]`: the host side.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Runtime {
+    /// `enable_debug`: log what is done on the host. Default: false.
+    pub enable_debug: bool,
+}
+
+/// What executes the guest's code.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// KVM where a probe shows that it works, else QEMU's TCG with a warning.
+    #[default]
+    Auto,
+    /// KVM, or an error.
+    Kvm,
+    /// TCG: emulation, slow but everywhere.
+    Tcg,
+}
+
+/// What the guest may remember about shared files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VirtioFsCache {
+    /// Nothing: every access asks the host.
+    Never,
+    /// Names and attributes, no contents.
+    Metadata,
+    /// Everything, for about a second, and contents until the file is opened again.
+    #[default]
+    Auto,
+    /// Everything, for good. Only for files that nobody on the host changes.
+    Always,
+}
+
+/// Most virtual CPUs of a guest: QEMU's q35 without an interrupt-remapping IOMMU addresses 255.
+pub const MAX_VCPUS: u32 = 255;
+
+/// Least memory of a guest, MiB: below it a distribution's kernel and the initrd do not fit.
+pub const MIN_MEMORY_MIB: u32 = 64;
+
+/// Longest `kernel_params`, bytes. x86 kernels read 2048 bytes of command line, and our own part needs some of it.
+pub const MAX_KERNEL_PARAMS: usize = 1024;
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file that was named or found cannot be read.
+    #[error("cannot read the configuration file {} ({given_by})", path.display())]
+    Read {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why this one is read.
+        given_by: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file says something it may not.
+    #[error("{}:{line}: {message}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Line, counted from 1.
+        line: usize,
+        /// The key, where one is to blame, and what was expected.
+        message: String,
+    },
+    /// A file the virtual machine needs does not exist.
+    #[error("{what} was not found: looked at {}; {remedy}", looked_at.join(", "))]
+    Missing {
+        /// What it is for.
+        what: &'static str,
+        /// Every path that was tried.
+        looked_at: Vec<String>,
+        /// What the user can do.
+        remedy: String,
+    },
+}
+
+impl Default for Qemu {
+    fn default() -> Self {
+        Qemu {
+            path: None,
+            kernel: None,
+            initrd: None,
+            kernel_params: String::new(),
+            machine_type: None,
+            accelerator: Accelerator::default(),
+            default_vcpus: 1,
+            default_memory: 2048,
+            virtio_fs_cache: VirtioFsCache::default(),
+            enable_debug: false,
+        }
+    }
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Agent { dial_timeout: Duration::from_secs(60), enable_debug: false }
+    }
+}
+
+impl Config {
+    /// Finds and reads the configuration; see the crate's description for where. `explicit` is the path a caller was
+    /// given, by an option or by containerd.
+    ///
+    /// # Errors
+    /// [`Error::Read`] and [`Error::Invalid`].
+    pub fn load(explicit: Option<&Path>) -> Result<Config, Error> {
+        let variable = env::var_os(FILE_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let given = match (explicit, variable) {
+            (Some(path), _) => Some((path.to_path_buf(), "named by the caller".to_owned())),
+            (None, Some(path)) => Some((path, format!("named by the environment variable {FILE_VARIABLE}"))),
+            (None, None) => None,
+        };
+        file::load(given, &SEARCHED.map(PathBuf::from))
+    }
+}

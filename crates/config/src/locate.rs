@@ -1,0 +1,113 @@
+//! Finding QEMU, the guest kernel and the guest image.
+
+use std::{
+    env,
+    ffi::OsStr,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use crate::{Error, Qemu};
+
+/// What a virtual machine boots with; every path is absolute and existed when it was looked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootFiles {
+    /// The QEMU program.
+    pub qemu: PathBuf,
+    /// The guest kernel.
+    pub kernel: PathBuf,
+    /// The guest image.
+    pub initrd: PathBuf,
+}
+
+/// Names of the kernel and the image in a `share/kata-containers` directory.
+const KERNEL: &str = "vmlinux.container";
+const INITRD: &str = "kata-containers-initrd.img";
+
+/// Where those directories are after the one that belongs to this program.
+const SHARES: [&str; 3] =
+    ["/usr/share/kata-containers", "/usr/local/share/kata-containers", "/opt/kata/share/kata-containers"];
+
+/// Where QEMU is looked for after `PATH`, which a daemon's environment may lack.
+const PROGRAMS: [&str; 3] = ["/usr/bin", "/usr/local/bin", "/opt/kata/bin"];
+
+impl Qemu {
+    /// Finds the files to boot with. A configured path is taken as it is. Otherwise QEMU is searched for in `PATH` and
+    /// the usual directories of programs, kernel and image in `../share/kata-containers` as seen from this program's real
+    /// path and the usual places.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] for the first that does not exist.
+    pub fn locate(&self) -> Result<BootFiles, Error> {
+        let here = env::current_exe().ok();
+        self.locate_from(here.as_deref(), &env::var_os("PATH").unwrap_or_default())
+    }
+
+    fn locate_from(&self, program: Option<&Path>, path: &OsStr) -> Result<BootFiles, Error> {
+        let own = program.and_then(|program| Some(program.parent()?.parent()?.join("share/kata-containers")));
+        let shares: Vec<PathBuf> = own.into_iter().chain(SHARES.map(PathBuf::from)).collect();
+        let in_shares = |name: &str| shares.iter().map(|share| share.join(name)).collect();
+
+        let qemu_name = format!("qemu-system-{}", qemu_architecture(env::consts::ARCH));
+        let mut programs: Vec<PathBuf> = env::split_paths(path).filter(|directory| directory.is_absolute()).collect();
+        for directory in PROGRAMS.map(PathBuf::from) {
+            if !programs.contains(&directory) {
+                programs.push(directory);
+            }
+        }
+        let programs = programs.into_iter().map(|directory| directory.join(&qemu_name)).collect();
+        let no_qemu = "install QEMU (Debian: qemu-system-x86), or set `path` in [hypervisor.qemu]";
+        let no_image = |key| format!("install the guest's files (`make install`), or set `{key}` in [hypervisor.qemu]");
+        Ok(BootFiles {
+            qemu: choose("the QEMU program", self.path.as_ref(), programs, "path", no_qemu.into(), is_program)?,
+            kernel: choose(
+                "the guest kernel",
+                self.kernel.as_ref(),
+                in_shares(KERNEL),
+                "kernel",
+                no_image("kernel"),
+                Path::is_file,
+            )?,
+            initrd: choose(
+                "the guest image",
+                self.initrd.as_ref(),
+                in_shares(INITRD),
+                "initrd",
+                no_image("initrd"),
+                Path::is_file,
+            )?,
+        })
+    }
+}
+
+fn choose(
+    what: &'static str,
+    configured: Option<&PathBuf>,
+    candidates: Vec<PathBuf>,
+    key: &str,
+    remedy: String,
+    good: impl Fn(&Path) -> bool,
+) -> Result<PathBuf, Error> {
+    let (candidates, remedy) = match configured {
+        Some(path) => (vec![path.clone()], format!("correct `{key}` in [hypervisor.qemu]")),
+        None => (candidates, remedy),
+    };
+    if let Some(found) = candidates.iter().find(|path| good(path)) {
+        return Ok(found.clone());
+    }
+    let looked_at = candidates.iter().map(|path| path.display().to_string()).collect();
+    Err(Error::Missing { what, looked_at, remedy })
+}
+
+fn is_program(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}
+
+/// QEMU's name for what Rust calls `architecture`.
+fn qemu_architecture(architecture: &str) -> &str {
+    match architecture {
+        "powerpc64" => "ppc64",
+        same => same,
+    }
+}
