@@ -291,3 +291,7 @@ fn host_memory_mib() -> u32 {
     });
     kib.map_or(u32::MAX, |kib| u32::try_from(kib / 1024).unwrap_or(u32::MAX))
 }
+
+#[cfg(test)]
+#[path = "file_tests.rs"]
+mod tests;

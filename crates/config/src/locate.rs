@@ -111,3 +111,60 @@ fn qemu_architecture(architecture: &str) -> &str {
         same => same,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn executable(path: &Path) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "").unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    #[test]
+    fn files_are_found_beside_the_program_and_qemu_in_path() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let qemu = at(&format!("q/qemu-system-{}", env::consts::ARCH));
+        executable(&qemu);
+        fs::create_dir_all(at("share/kata-containers")).unwrap();
+        fs::write(at("share/kata-containers/vmlinux.container"), "").unwrap();
+        fs::write(at("share/kata-containers/kata-containers-initrd.img"), "").unwrap();
+        let found = Qemu::default().locate_from(Some(&at("bin/kata-runtime")), at("q").as_os_str()).unwrap();
+        assert_eq!(found.qemu, qemu);
+        assert_eq!(found.kernel, at("share/kata-containers/vmlinux.container"));
+        assert_eq!(found.initrd, at("share/kata-containers/kata-containers-initrd.img"));
+    }
+
+    #[test]
+    fn a_configured_path_is_the_only_one_looked_at() {
+        let qemu = Qemu { path: Some("/nowhere/qemu".into()), ..Qemu::default() };
+        let error = qemu.locate_from(None, OsStr::new("/usr/bin")).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "the QEMU program was not found: looked at /nowhere/qemu; correct `path` in [hypervisor.qemu]"
+        );
+    }
+
+    #[test]
+    fn a_missing_kernel_names_every_place_and_the_remedy() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("bin/kata-runtime");
+        executable(&program);
+        let qemu = Qemu { path: Some(program.clone()), kernel: Some(directory.path().join("k")), ..Qemu::default() };
+        let error = qemu.locate_from(Some(&program), OsStr::new("")).unwrap_err().to_string();
+        assert!(error.contains("correct `kernel`"), "{error}");
+        let looked =
+            choose("the guest kernel", None, vec!["/a/k".into(), "/b/k".into()], "kernel", "do".into(), |_| false);
+        assert_eq!(looked.unwrap_err().to_string(), "the guest kernel was not found: looked at /a/k, /b/k; do");
+    }
+
+    #[test]
+    fn a_file_that_may_not_be_executed_is_not_a_program() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("q");
+        fs::write(&path, "").unwrap();
+        assert!(!is_program(&path) && !is_program(directory.path()));
+    }
+}
