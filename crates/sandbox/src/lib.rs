@@ -1,1 +1,49 @@
-//! Placeholder.
+//! One pod, one sandbox, one virtual machine: its life cycle.
+//!
+//! # Processes
+//!
+//! ```text
+//! caller (kata-runtime) --launch--> daemon (this crate, one per sandbox, detached)
+//!                                     |-- virtio-fs server   (jailed; sees the shared directory only)
+//!                                     |-- QEMU               (jailed; own uid)
+//!                                     `== channel ==> guest: kernel + kata-agent
+//! ```
+//!
+//! The **caller** checks everything that can be checked ([`bundle`]), opens what is to be shared as `open_tree(2)`
+//! descriptors in its own mount namespace, makes the state directory ([`store`]) and starts the daemon ([`launch`]).
+//! The **daemon** ([`daemon`]) owns the machine. It lives in a mount namespace of its own, so nothing of a sandbox ever
+//! appears in the host's mount table, and QEMU and the virtio-fs server die with it: a sandbox cannot outlive the
+//! process that answers for it. Everyone else speaks to it over a Unix socket ([`client`], [`api`]).
+//!
+//! # States of a container
+//!
+//! ```text
+//!            launch              start               last process ends
+//!  (none) ----------> created ----------> running ----------------------> stopped
+//!                        |                  |  ^                             ^
+//!                        |             pause|  |resume                       |
+//!                        |                  v  |                             |
+//!                        |                paused                             |
+//!                        `---- kill, or the machine dies, at any time -------'
+//! ```
+//!
+//! `delete` ends in (none): from stopped always, from any other state only by force. Whoever dies, the state file says
+//! what was there, and `delete --force` removes it.
+
+pub mod api;
+pub mod bundle;
+pub mod client;
+pub mod daemon;
+mod error;
+pub mod launch;
+mod passing;
+mod seccomp;
+pub mod store;
+mod sys;
+pub mod timeline;
+mod translate;
+
+pub use error::Error;
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,115 @@
+//! What callers say to a sandbox's daemon over its Unix socket.
+//!
+//! One connection is one call: a [`Request`] frame (see `agent_api::frame`), with descriptors attached to its first byte
+//! when it starts a process, then one or more [`Reply`] frames.
+
+use agent_api::{ExitStatus, ProcessInfo, WindowSize};
+use oci_spec::runtime::Process;
+use serde::{Deserialize, Serialize};
+
+/// Which of a process's stdio descriptors come with a request, in the order stdin, stdout, stderr.
+///
+/// Each is one end of a stream socket pair; the daemon reads what the process shall read and writes what it wrote. Closing
+/// one's end, or shutting it down for writing, closes the process's stream.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StdioSet {
+    /// Standard input, or the terminal's input.
+    pub stdin: bool,
+    /// Standard output, or the terminal's output.
+    pub stdout: bool,
+    /// Standard error; never with a terminal.
+    pub stderr: bool,
+}
+
+impl StdioSet {
+    /// Number of descriptors.
+    pub fn count(self) -> usize {
+        usize::from(self.stdin) + usize::from(self.stdout) + usize::from(self.stderr)
+    }
+}
+
+/// A call. `exec` names an exec'd process, or the container's first one when absent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Lets the created container run. Answered by `Done`.
+    Start,
+    /// Starts a further process. Answered by `Created`, then `Exited` when it has ended. Comes with descriptors.
+    Exec {
+        /// Name of the process, unique among live ones.
+        id: String,
+        /// What to run.
+        process: Box<Process>,
+        /// Which descriptors come along.
+        stdio: StdioSet,
+    },
+    /// Waits. Answered by `Exited`.
+    Wait {
+        /// Process.
+        exec: Option<String>,
+    },
+    /// As `Wait`, from the process on the host that stands for the container's first process: its pid is shown as the
+    /// container's. Answered by `Done`, then `Exited`. If the connection ends before, the process is killed.
+    Supervise {
+        /// Process id of the caller, host.
+        pid: u32,
+        /// Process.
+        exec: Option<String>,
+    },
+    /// Sends a signal. Answered by `Done`.
+    Signal {
+        /// Process.
+        exec: Option<String>,
+        /// Signal number.
+        signal: i32,
+        /// To every process of the container.
+        all: bool,
+    },
+    /// Sets a terminal's size. Answered by `Done`.
+    Resize {
+        /// Process.
+        exec: Option<String>,
+        /// Size.
+        size: WindowSize,
+    },
+    /// Freezes the container. Answered by `Done`.
+    Pause,
+    /// Thaws the container. Answered by `Done`.
+    Resume,
+    /// Lists processes. Answered by `Processes`.
+    Processes,
+    /// Asks for the state. Answered by `State`.
+    State,
+    /// Ends the sandbox. Answered by `Done`, after which the daemon removes what is left and goes away; the connection's
+    /// end says that it has.
+    Delete {
+        /// Even if the container has not stopped.
+        force: bool,
+    },
+}
+
+/// An answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// The process exists in the guest.
+    Created {
+        /// Process id in the guest.
+        pid: u32,
+    },
+    /// The process has ended.
+    Exited(ExitStatus),
+    /// The call was carried out.
+    Done,
+    /// Processes of the container.
+    Processes(Vec<ProcessInfo>),
+    /// State of the container.
+    State(Box<crate::store::ContainerState>),
+    /// The call failed.
+    Failed {
+        /// What kind of failure, when the guest said so.
+        kind: Option<agent_api::FaultKind>,
+        /// Step, object and reason.
+        message: String,
+    },
+}

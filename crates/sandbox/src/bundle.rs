@@ -1,0 +1,407 @@
+//! Reading a bundle and refusing, before anything is started, what is wrong with it or what a virtual machine cannot
+//! honour. (OCI runtime specification, `bundle.md` and `config.md`.)
+
+use std::{
+    fs,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::{Component, Path, PathBuf},
+};
+
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Mount, Process, Spec};
+
+use crate::{Error, Result};
+
+/// A checked bundle.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    /// Its directory, absolute.
+    pub dir: PathBuf,
+    /// Its configuration.
+    pub spec: Spec,
+    /// Its root file system, absolute.
+    pub rootfs: PathBuf,
+}
+
+/// What a mount of a bundle is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum MountSource {
+    /// A file system the guest mounts itself.
+    Guest,
+    /// A file or directory of the host.
+    Host(PathBuf),
+    /// A device node that every Linux has under this path.
+    GuestDevice(&'static str),
+}
+
+/// Character devices that mean the same in every kernel: (major, minor, path). (Linux `admin-guide/devices.txt`.)
+const UNIVERSAL_DEVICES: [(u64, u64, &str); 8] = [
+    (1, 3, "/dev/null"),
+    (1, 5, "/dev/zero"),
+    (1, 7, "/dev/full"),
+    (1, 8, "/dev/random"),
+    (1, 9, "/dev/urandom"),
+    (5, 0, "/dev/tty"),
+    (10, 200, "/dev/net/tun"),
+    (10, 229, "/dev/fuse"),
+];
+
+/// `f_type` of file systems that show the host's kernel and so mean nothing in a guest (statfs(2)).
+const KERNEL_FILE_SYSTEMS: [(i64, &str); 5] =
+    [(0x9fa0, "proc"), (0x6265_6572, "sysfs"), (0x2_7e0eb, "cgroup"), (0x6367_7270, "cgroup2"), (0x1cd1, "devpts")];
+
+/// Whether a mount binds something that exists already.
+pub(crate) fn is_bind(mount: &Mount) -> bool {
+    mount.typ().as_deref() == Some("bind")
+        || mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind")
+}
+
+/// A refusal that names the file and the field.
+struct Refusals<'a> {
+    file: &'a Path,
+}
+
+impl Refusals<'_> {
+    fn because(&self, field: impl Into<String>, problem: impl Into<String>) -> Error {
+        Error::Bundle { file: self.file.into(), field: field.into(), problem: problem.into() }
+    }
+}
+
+impl Bundle {
+    /// Reads `DIR/config.json` and checks all that can be checked without side effects.
+    ///
+    /// # Errors
+    /// [`Error::Bundle`] with the file, the field and what was expected; [`Error::Io`].
+    pub fn load(dir: &Path) -> Result<Self> {
+        let (dir, spec) = read_spec(dir)?;
+        let file = dir.join("config.json");
+        let refuse = Refusals { file: &file };
+        if !spec.version().starts_with("1.") {
+            return Err(refuse.because(
+                "ociVersion",
+                format!("{:?} is not a version this runtime knows; 1.x is expected", spec.version()),
+            ));
+        }
+        let root = spec
+            .root()
+            .as_ref()
+            .ok_or_else(|| refuse.because("root", "is missing; the path of the root file system is expected"))?;
+        if root.path().as_os_str().is_empty() {
+            return Err(refuse.because("root.path", "is empty; the path of the root file system is expected"));
+        }
+        let rootfs = fs::canonicalize(dir.join(root.path())).map_err(|e| {
+            refuse.because("root.path", format!("{} cannot be used: {e}", dir.join(root.path()).display()))
+        })?;
+        if !rootfs.is_dir() {
+            return Err(refuse.because("root.path", format!("{} is not a directory", rootfs.display())));
+        }
+        let process = spec
+            .process()
+            .as_ref()
+            .ok_or_else(|| refuse.because("process", "is missing; a container without a process cannot be started"))?;
+        check_process(&file, "process", process)?;
+        let linux = spec
+            .linux()
+            .as_ref()
+            .ok_or_else(|| refuse.because("linux", "is missing; this runtime runs Linux containers"))?;
+        check_linux(&refuse, &spec, linux)?;
+        check_hooks(&refuse, &spec)?;
+        for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+            check_mount(&refuse, &dir, index, mount)?;
+        }
+        Ok(Self { dir, spec, rootfs })
+    }
+
+    /// What each mount is made from, in order.
+    pub(crate) fn mount_sources(&self) -> Result<Vec<MountSource>> {
+        let file = self.dir.join("config.json");
+        let refuse = Refusals { file: &file };
+        self.spec.mounts().iter().flatten().enumerate().map(|(i, m)| check_mount(&refuse, &self.dir, i, m)).collect()
+    }
+}
+
+/// Reads `DIR/config.json` without checking what it says; returns the directory as an absolute path too.
+///
+/// # Errors
+/// [`Error::Bundle`] where it is not JSON of the expected form, [`Error::Io`].
+pub fn read_spec(dir: &Path) -> Result<(PathBuf, Spec)> {
+    let dir = fs::canonicalize(dir).map_err(|e| Error::io(format!("open the bundle {}", dir.display()), e))?;
+    let file = dir.join("config.json");
+    let bytes =
+        fs::read(&file).map_err(|e| Error::io(format!("read the bundle's configuration {}", file.display()), e))?;
+    let mut json = serde_json::Deserializer::from_slice(&bytes);
+    let spec = serde_path_to_error::deserialize(&mut json).map_err(|e| {
+        let field = match e.path().to_string() {
+            path if path == "." => "the whole file".to_string(),
+            path => path,
+        };
+        Error::Bundle { file: file.clone(), field, problem: e.inner().to_string() }
+    })?;
+    json.end().map_err(|e| Error::Bundle {
+        file: file.clone(),
+        field: "the whole file".into(),
+        problem: e.to_string(),
+    })?;
+    Ok((dir, spec))
+}
+
+/// Checks a process, the container's or one to be executed in it.
+///
+/// # Errors
+/// [`Error::Bundle`].
+pub fn check_process(file: &Path, field: &str, process: &Process) -> Result<()> {
+    let refuse = Refusals { file };
+    let args = process.args().as_deref().unwrap_or_default();
+    if args.first().is_none_or(String::is_empty) {
+        return Err(refuse.because(format!("{field}.args"), "is empty; the program to run is expected"));
+    }
+    if !process.cwd().is_absolute() {
+        let problem = format!("{:?} is not an absolute path", process.cwd());
+        return Err(refuse.because(format!("{field}.cwd"), problem));
+    }
+    let strings = args.iter().map(|arg| ("args", arg)).chain(process.env().iter().flatten().map(|e| ("env", e)));
+    for (name, value) in strings {
+        if value.contains('\0') {
+            return Err(refuse.because(format!("{field}.{name}"), format!("{value:?} contains a NUL byte")));
+        }
+    }
+    for (index, limit) in process.rlimits().iter().flatten().enumerate() {
+        if limit.soft() > limit.hard() {
+            let problem =
+                format!("the soft limit {} of {} is above the hard limit {}", limit.soft(), limit.typ(), limit.hard());
+            return Err(refuse.because(format!("{field}.rlimits[{index}]"), problem));
+        }
+    }
+    Ok(())
+}
+
+fn check_linux(refuse: &Refusals<'_>, spec: &Spec, linux: &Linux) -> Result<()> {
+    let namespaces = linux.namespaces().as_deref().unwrap_or_default();
+    for (index, namespace) in namespaces.iter().enumerate() {
+        let field = || format!("linux.namespaces[{index}]");
+        if namespaces[..index].iter().any(|earlier| earlier.typ() == namespace.typ()) {
+            return Err(refuse.because(field(), format!("the {} namespace is listed twice", namespace.typ())));
+        }
+        if let Some(path) = namespace.path() {
+            let problem = format!(
+                "joining the {} namespace {} is not supported: the container has a kernel of its own; leave `path` out for a new one",
+                namespace.typ(),
+                path.display()
+            );
+            return Err(refuse.because(field(), problem));
+        }
+    }
+    let has = |kind| namespaces.iter().any(|namespace| namespace.typ() == kind);
+    for (kind, what) in [
+        (LinuxNamespaceType::Mount, "the host's mounts"),
+        (LinuxNamespaceType::Pid, "the host's processes"),
+        (LinuxNamespaceType::Network, "the host's network"),
+        (LinuxNamespaceType::Ipc, "the host's IPC objects"),
+    ] {
+        if !has(kind) {
+            let problem = format!(
+                "lists no {kind} namespace, which asks for {what}; a virtual machine cannot share them: add {{\"type\": \"{kind}\"}}"
+            );
+            return Err(refuse.because("linux.namespaces", problem));
+        }
+    }
+    if spec.hostname().is_some() && !has(LinuxNamespaceType::Uts) {
+        return Err(
+            refuse.because("hostname", "needs a uts namespace of its own: add {\"type\": \"uts\"} to linux.namespaces")
+        );
+    }
+    if has(LinuxNamespaceType::User) && linux.uid_mappings().iter().flatten().next().is_none() {
+        return Err(refuse.because("linux.uidMappings", "is empty; a user namespace needs at least one mapping"));
+    }
+    for (index, device) in linux.devices().iter().flatten().enumerate() {
+        check_device(refuse, index, device)?;
+    }
+    for path in linux.masked_paths().iter().flatten().chain(linux.readonly_paths().iter().flatten()) {
+        if !Path::new(path).is_absolute() {
+            return Err(
+                refuse.because("linux.maskedPaths or linux.readonlyPaths", format!("{path:?} is not an absolute path"))
+            );
+        }
+    }
+    if let Some(seccomp) = linux.seccomp() {
+        crate::seccomp::compile(seccomp).map_err(|problem| refuse.because("linux.seccomp", problem))?;
+    }
+    Ok(())
+}
+
+fn check_device(refuse: &Refusals<'_>, index: usize, device: &LinuxDevice) -> Result<()> {
+    let field = format!("linux.devices[{index}]");
+    if !device.path().is_absolute() {
+        return Err(refuse.because(field, format!("{:?} is not an absolute path", device.path())));
+    }
+    let known = |major, minor| UNIVERSAL_DEVICES.iter().any(|(a, b, _)| (*a as i64, *b as i64) == (major, minor));
+    match device.typ() {
+        LinuxDeviceType::P => Ok(()),
+        LinuxDeviceType::C | LinuxDeviceType::U if known(device.major(), device.minor()) => Ok(()),
+        _ => Err(refuse.because(
+            field,
+            format!(
+                "{} ({}:{}) is a device of the host's kernel and cannot be given to a virtual machine; remove it",
+                device.path().display(),
+                device.major(),
+                device.minor()
+            ),
+        )),
+    }
+}
+
+fn check_hooks(refuse: &Refusals<'_>, spec: &Spec) -> Result<()> {
+    let Some(hooks) = spec.hooks() else { return Ok(()) };
+    #[allow(deprecated)]
+    let lists = [
+        ("prestart", hooks.prestart()),
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+        ("poststart", hooks.poststart()),
+        ("poststop", hooks.poststop()),
+    ];
+    match lists.iter().find(|(_, list)| list.as_ref().is_some_and(|list| !list.is_empty())) {
+        Some((name, _)) => {
+            Err(refuse.because(format!("hooks.{name}"), "hooks are not supported by this version; remove them"))
+        }
+        None => Ok(()),
+    }
+}
+
+fn check_mount(refuse: &Refusals<'_>, dir: &Path, index: usize, mount: &Mount) -> Result<MountSource> {
+    let field = |name: &str| format!("mounts[{index}].{name}");
+    let destination = mount.destination();
+    if !destination.is_absolute() {
+        return Err(refuse.because(field("destination"), format!("{destination:?} is not an absolute path")));
+    }
+    if destination.components().any(|part| part == Component::ParentDir) {
+        return Err(
+            refuse.because(field("destination"), format!("{destination:?} contains \"..\"; a plain path is expected"))
+        );
+    }
+    if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
+        return Err(refuse.because(field("uidMappings"), "mounts with id mappings are not supported by this version"));
+    }
+    if !is_bind(mount) {
+        return Ok(MountSource::Guest);
+    }
+    let source =
+        mount.source().as_ref().ok_or_else(|| refuse.because(field("source"), "is missing; a bind mount needs one"))?;
+    let path = dir.join(source);
+    let unusable = |why: String| refuse.because(field("source"), format!("{}: {why}", path.display()));
+    let metadata = fs::metadata(&path).map_err(|e| unusable(format!("cannot be used: {e}")))?;
+    let kind = metadata.file_type();
+    if kind.is_socket() {
+        return Err(unusable("is a socket; a process in a virtual machine cannot reach the host's sockets".into()));
+    }
+    if kind.is_char_device() {
+        let (major, minor) = (libc::major(metadata.rdev()).into(), libc::minor(metadata.rdev()).into());
+        return match UNIVERSAL_DEVICES.iter().find(|known| (known.0, known.1) == (major, minor)) {
+            Some((_, _, guest)) => Ok(MountSource::GuestDevice(guest)),
+            None => Err(unusable("is a device of the host's kernel and cannot be given to a virtual machine".into())),
+        };
+    }
+    if kind.is_block_device() {
+        return Err(unusable("is a block device; this version cannot attach one".into()));
+    }
+    let statistics = rustix::fs::statfs(&path).map_err(|e| unusable(format!("cannot be used: {e}")))?;
+    if let Some((_, name)) = KERNEL_FILE_SYSTEMS.iter().find(|(magic, _)| *magic == statistics.f_type as i64) {
+        return Err(unusable(format!(
+            "belongs to the host's {name} file system, which shows another kernel than the container's; mount type {name} instead"
+        )));
+    }
+    fs::canonicalize(&path).map(MountSource::Host).map_err(|e| unusable(format!("cannot be used: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bundle(edit: impl FnOnce(&mut serde_json::Value)) -> (tempfile::TempDir, Result<Bundle>) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("rootfs")).unwrap();
+        let mut config = serde_json::json!({
+            "ociVersion": "1.0.2",
+            "root": {"path": "rootfs"},
+            "process": {"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}},
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"}]},
+        });
+        edit(&mut config);
+        fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let loaded = Bundle::load(dir.path());
+        (dir, loaded)
+    }
+
+    #[track_caller]
+    fn refused(edit: impl FnOnce(&mut serde_json::Value), field: &str, words: &str) {
+        let text = bundle(edit).1.unwrap_err().chain();
+        assert!(text.contains("config.json") && text.contains(field) && text.contains(words), "{text}");
+    }
+
+    #[test]
+    fn a_plain_bundle_is_accepted() {
+        let (dir, loaded) = bundle(|_| ());
+        assert_eq!(loaded.unwrap().rootfs, fs::canonicalize(dir.path().join("rootfs")).unwrap());
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_with_file_field_and_expectation() {
+        refused(|c| c["process"]["args"] = serde_json::json!([]), "process.args", "the program to run is expected");
+        refused(|c| c["process"]["cwd"] = "here".into(), "process.cwd", "not an absolute path");
+        refused(|c| c["root"]["path"] = "nowhere".into(), "root.path", "No such file");
+        refused(|c| c["root"]["path"] = "config.json".into(), "root.path", "not a directory");
+        refused(|c| c["process"]["args"] = 7.into(), "process.args", "expected a sequence");
+        refused(|c| c["ociVersion"] = "7".into(), "ociVersion", "1.x is expected");
+        refused(|c| c["mounts"][0]["destination"] = "proc".into(), "mounts[0].destination", "not an absolute path");
+        refused(
+            |c| c["mounts"][0] = serde_json::json!({"destination": "/x", "type": "bind", "source": "/no/such"}),
+            "mounts[0].source",
+            "/no/such",
+        );
+    }
+
+    #[test]
+    fn what_a_machine_cannot_share_is_refused() {
+        let without = |kind: &'static str| {
+            move |c: &mut serde_json::Value| {
+                c["linux"]["namespaces"].as_array_mut().unwrap().retain(|n| n["type"] != kind);
+            }
+        };
+        refused(without("network"), "linux.namespaces", "the host's network");
+        refused(without("pid"), "linux.namespaces", "the host's processes");
+        refused(
+            |c| c["linux"]["namespaces"][0]["path"] = "/proc/1/ns/pid".into(),
+            "linux.namespaces[0]",
+            "kernel of its own",
+        );
+        refused(
+            |c| c["mounts"][0] = serde_json::json!({"destination": "/x", "options": ["bind"], "source": "/proc"}),
+            "mounts[0].source",
+            "the host's proc file system",
+        );
+        refused(
+            |c| c["hooks"] = serde_json::json!({"poststop": [{"path": "/bin/true"}]}),
+            "hooks.poststop",
+            "not supported",
+        );
+    }
+
+    #[test]
+    fn a_missing_or_malformed_configuration_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Bundle::load(dir.path()).unwrap_err().chain().contains("config.json"));
+        fs::write(dir.path().join("config.json"), "{\"ociVersion\": ").unwrap();
+        let text = Bundle::load(dir.path()).unwrap_err().chain();
+        assert!(text.contains("line 1"), "{text}");
+        assert!(Bundle::load(&dir.path().join("no")).unwrap_err().chain().contains("open the bundle"));
+    }
+
+    #[test]
+    fn a_bind_of_a_universal_device_becomes_the_guests_own() {
+        let (_dir, loaded) = bundle(|c| {
+            c["mounts"][0] = serde_json::json!({"destination": "/dev/null", "type": "bind", "source": "/dev/null"})
+        });
+        assert_eq!(loaded.unwrap().mount_sources().unwrap(), [MountSource::GuestDevice("/dev/null")]);
+    }
+}

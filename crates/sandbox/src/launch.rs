@@ -1,0 +1,179 @@
+//! Starting a sandbox: the caller's half.
+//!
+//! Everything is checked before the first side effect. The side effects, in order: the state directory, the daemon. If
+//! any later step fails, both are removed again before the error is returned.
+
+use std::{
+    fs,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::{fs::OpenOptionsExt, net::UnixStream, process::CommandExt},
+    },
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::{Duration, SystemTime},
+};
+
+use agent_api::SeccompFilter;
+use config::{BootFiles, Config};
+use oci_spec::runtime::Spec;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Error, Result,
+    api::{Reply, StdioSet},
+    bundle::Bundle,
+    client::{Connection, Running, StdioEnds},
+    daemon,
+    store::{ContainerState, ProcessRef, StateDir, Status, Store},
+    translate::{Demand, Share, Translated, demand, translate},
+};
+
+/// What is to be started.
+pub struct Launch<'a> {
+    /// Where its state goes.
+    pub store: &'a Store,
+    /// Name of the container and of its sandbox.
+    pub id: &'a str,
+    /// What to run.
+    pub bundle: &'a Bundle,
+    /// The machine's configuration.
+    pub config: &'a Config,
+    /// The first process's stdio.
+    pub stdio: StdioEnds,
+    /// Start the first process at once.
+    pub start: bool,
+    /// `CLOCK_MONOTONIC` when the caller's command began, nanoseconds; the timeline counts from it.
+    pub begun_ns: u64,
+    /// Told what the user should know but what is no error, in whole sentences.
+    pub warn: &'a mut dyn FnMut(&str),
+}
+
+/// First and only message to a new daemon; the descriptors of `shares` and `stdio` come with it, in this order.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Boot {
+    pub(crate) dir: PathBuf,
+    pub(crate) state: ContainerState,
+    pub(crate) spec: Spec,
+    pub(crate) seccomp: Option<SeccompFilter>,
+    pub(crate) shares: Vec<Share>,
+    pub(crate) stdio: StdioSet,
+    pub(crate) start: bool,
+    pub(crate) config: Config,
+    pub(crate) files: Files,
+    pub(crate) kvm: bool,
+    pub(crate) demand: Demand,
+    pub(crate) begun_ns: u64,
+}
+
+/// [`BootFiles`], as it travels.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Files {
+    pub(crate) vmm: PathBuf,
+    pub(crate) kernel: PathBuf,
+    pub(crate) initrd: PathBuf,
+}
+
+/// Longest the daemon may take for what comes after the guest has answered.
+const AFTER_BOOT: Duration = Duration::from_secs(60);
+
+/// Starts a sandbox with one container and waits until that is created or, if asked, runs.
+///
+/// # Errors
+/// Whatever went wrong, with its step; nothing of the sandbox is left behind.
+pub fn launch(launch: Launch<'_>) -> Result<Running> {
+    let Launch { store, id, bundle, config, stdio, start, begun_ns, warn } = launch;
+    store.check_free(id)?;
+    let files = config.qemu.locate()?;
+    let kvm = daemon::choose_accelerator(config, store, warn)?;
+    let Translated { spec, seccomp, shares, trees } = translate(id, bundle)?;
+    let demand = demand(&spec, &config.qemu);
+
+    let dir = store.reserve(id)?;
+    let launched = (|| {
+        let state = initial_state(id, bundle);
+        dir.save(&state)?;
+        let boot = Boot {
+            dir: dir.path().into(),
+            state,
+            spec,
+            seccomp,
+            shares,
+            stdio: stdio.set(),
+            start,
+            config: config.clone(),
+            files: Files::from(files),
+            kvm,
+            demand,
+            begun_ns,
+        };
+        converse(&dir, &boot, &trees, &stdio)
+    })();
+    match launched {
+        Ok(running) => Ok(running),
+        Err(error) => {
+            // The first error is the one that matters; what cannot be removed now, `delete --force` will.
+            if let Err(leftover) = dir.purge() {
+                warn(&format!("could not remove everything of {id}: {}; run delete --force {id}", leftover.chain()));
+            }
+            Err(error)
+        }
+    }
+}
+
+impl From<BootFiles> for Files {
+    fn from(files: BootFiles) -> Self {
+        Self { vmm: files.qemu, kernel: files.kernel, initrd: files.initrd }
+    }
+}
+
+fn initial_state(id: &str, bundle: &Bundle) -> ContainerState {
+    ContainerState {
+        oci_version: bundle.spec.version().clone(),
+        id: id.into(),
+        status: Status::Creating,
+        pid: 0,
+        bundle: bundle.dir.clone(),
+        rootfs: bundle.rootfs.clone(),
+        created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
+        annotations: bundle.spec.annotations().clone().unwrap_or_default(),
+        exit: None,
+        failure: None,
+        creator: ProcessRef::of(std::process::id()),
+        daemon: None,
+        vmm: None,
+        virtiofs: None,
+        guest_kernel: None,
+    }
+}
+
+/// Starts the daemon, tells it what to do and waits for what became of it.
+fn converse(dir: &StateDir, boot: &Boot, trees: &[OwnedFd], stdio: &StdioEnds) -> Result<Running> {
+    let (ours, theirs) = UnixStream::pair().map_err(|e| Error::io("make a socket pair for the sandbox daemon", e))?;
+    let log = dir.file("daemon.log");
+    let log = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&log)
+        .map_err(|e| Error::io(format!("create {}", log.display()), e))?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(daemon::ROLE).arg(&boot.state.id).stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(log);
+    // Never waited for: it outlives this process, whose successor as its parent reaps it.
+    let child = command.spawn().map_err(|e| Error::io("start the sandbox daemon", e))?;
+    drop(command);
+
+    // Written by us as well as by the daemon, so that there is no moment in which nobody knows of it.
+    let mut state = boot.state.clone();
+    state.daemon = ProcessRef::of(child.id());
+    dir.save(&state)?;
+
+    let mut connection =
+        Connection::new(ours, dir.clone(), if boot.start { "run the container" } else { "create the container" });
+    let descriptors: Vec<BorrowedFd<'_>> = trees.iter().map(AsFd::as_fd).chain(stdio.descriptors()).collect();
+    connection.send(boot, &descriptors)?;
+    match connection.reply(Some(boot.config.agent.dial_timeout + AFTER_BOOT))? {
+        Reply::Created { pid } => Ok(Running::new(connection, pid)),
+        other => Err(connection.unexpected(other)),
+    }
+}

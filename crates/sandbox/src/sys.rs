@@ -1,0 +1,65 @@
+//! The few system calls that need more than the standard library.
+
+use std::{os::fd::OwnedFd, time::Duration};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+    time::Timespec,
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// A stable handle on a process; `None` if there is no such process.
+pub(crate) fn open_process(pid: u32) -> Option<OwnedFd> {
+    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
+    pidfd_open(pid, PidfdFlags::empty()).ok()
+}
+
+/// Sends SIGKILL. A process that is gone already is no error.
+pub(crate) fn kill_process(handle: &OwnedFd) {
+    let _gone = pidfd_send_signal(handle, Signal::KILL);
+}
+
+/// Waits until the process has ended; false when the deadline passed first.
+pub(crate) fn wait_gone(handle: &OwnedFd, deadline: Duration) -> bool {
+    let end = std::time::Instant::now() + deadline;
+    loop {
+        let left = end.saturating_duration_since(std::time::Instant::now());
+        let timeout = Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) => return false,
+            Ok(_) => return true,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// `CLOCK_MONOTONIC`, nanoseconds.
+pub(crate) fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Closes every descriptor but 0, 1 and 2.
+pub(crate) fn close_all_but_stdio() -> std::io::Result<()> {
+    // SAFETY: close_range(2) touches no memory, and nothing in this process has opened a descriptor yet that safe code
+    // would still use: it is called first thing in a new process image.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// Takes what is open as standard input and puts `/dev/null` there.
+pub(crate) fn take_stdin() -> std::io::Result<OwnedFd> {
+    let stdin = rustix::stdio::stdin();
+    let taken = rustix::io::fcntl_dupfd_cloexec(stdin, 3)?;
+    let null = std::fs::File::open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    Ok(taken)
+}
+
+/// A descriptor whose readability can be awaited.
+pub(crate) fn watch(descriptor: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open as long as it lives, and nothing replaces it while the `AsyncFd` owns it.
+    unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }.map_err(|error| error.into_parts().1)
+}
