@@ -1,0 +1,118 @@
+//! Commands with a deadline.
+
+use std::{
+    io::{Read, Write},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::DEADLINE;
+
+/// What a command gave.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Exit code; 128 plus the signal's number if killed.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: Vec<u8>,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Output {
+    /// Standard output as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+}
+
+/// A command that goes on while the test does other things; killed when dropped.
+#[derive(Debug)]
+pub struct Background {
+    child: Child,
+    stdout: Option<thread::JoinHandle<Vec<u8>>>,
+    stderr: Option<thread::JoinHandle<Vec<u8>>>,
+    what: String,
+}
+
+impl Background {
+    /// Starts it with its output collected.
+    pub fn start(command: &mut Command) -> Self {
+        let what = format!("{command:?}");
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start a command");
+        let collect = |mut from: Box<dyn Read + Send>| {
+            thread::spawn(move || {
+                let mut bytes = Vec::new();
+                let _ = from.read_to_end(&mut bytes);
+                bytes
+            })
+        };
+        let stdout = child.stdout.take().map(|out| collect(Box::new(out)));
+        let stderr = child.stderr.take().map(|err| collect(Box::new(err)));
+        Self { child, stdout, stderr, what }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Waits for its end; panics when it does not come within `deadline`.
+    #[track_caller]
+    pub fn finish_within(mut self, deadline: Duration) -> Output {
+        let end = Instant::now() + deadline;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < end, "did not end within {deadline:?}: {}", self.what);
+            thread::sleep(Duration::from_millis(5));
+        };
+        let take = |thread: Option<thread::JoinHandle<Vec<u8>>>| thread.map(|t| t.join().unwrap()).unwrap_or_default();
+        let code =
+            std::os::unix::process::ExitStatusExt::signal(&status).map_or(status.code().unwrap_or(-1), |s| 128 + s);
+        Output {
+            code,
+            stdout: take(self.stdout.take()),
+            stderr: String::from_utf8_lossy(&take(self.stderr.take())).into_owned(),
+        }
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn finish(self) -> Output {
+        self.finish_within(DEADLINE)
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Runs a command to its end.
+#[track_caller]
+pub fn run(command: &mut Command) -> Output {
+    Background::start(command).finish()
+}
+
+/// Runs a command to its end, feeding it.
+#[track_caller]
+pub fn run_with_input(command: &mut Command, input: impl FnOnce(&mut dyn Write) + Send + 'static) -> Output {
+    let mut running = Background::start(command.stdin(Stdio::piped()));
+    let mut stdin = running.child.stdin.take().unwrap();
+    let feeder = thread::spawn(move || input(&mut stdin));
+    let output = running.finish();
+    feeder.join().unwrap();
+    output
+}

@@ -1,0 +1,71 @@
+//! What a machine holds that a sandbox could leave behind.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+/// Everything that must be as before once a sandbox is gone.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    processes: BTreeSet<String>,
+    mounts: Vec<String>,
+    sockets: usize,
+    cgroups: BTreeSet<String>,
+    descriptors: usize,
+    state: BTreeSet<String>,
+}
+
+impl Snapshot {
+    /// Takes one. `mine` tells which processes count: those whose command line or name contains it.
+    pub fn take(mine: &str, state: &Path) -> Self {
+        let mut cgroups = BTreeSet::new();
+        directories(Path::new("/sys/fs/cgroup"), 6, &mut cgroups);
+        let mut files = BTreeSet::new();
+        everything(state, &mut files);
+        Self {
+            processes: processes(mine),
+            mounts: fs::read_to_string("/proc/self/mounts").unwrap_or_default().lines().map(String::from).collect(),
+            sockets: fs::read_to_string("/proc/net/unix")
+                .unwrap_or_default()
+                .lines()
+                .filter(|l| l.contains(mine))
+                .count(),
+            cgroups,
+            descriptors: fs::read_dir("/proc/self/fd").map_or(0, Iterator::count),
+            state: files,
+        }
+    }
+}
+
+/// Processes whose command line contains `mine`, other than this one.
+fn processes(mine: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = entry.file_name().to_string_lossy().into_owned();
+        if pid == std::process::id().to_string() || !pid.bytes().all(|b| b.is_ascii_digit()) {
+            continue;
+        }
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if line.contains(mine) {
+            found.insert(format!("{pid} {line}"));
+        }
+    }
+    found
+}
+
+fn directories(at: &Path, depth: usize, into: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(at).into_iter().flatten().flatten() {
+        if depth > 0 && entry.file_type().is_ok_and(|t| t.is_dir()) {
+            into.insert(entry.path().display().to_string());
+            directories(&entry.path(), depth - 1, into);
+        }
+    }
+}
+
+fn everything(at: &Path, into: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(at).into_iter().flatten().flatten() {
+        into.insert(entry.path().display().to_string());
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            everything(&entry.path(), into);
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Each process of a sandbox is killed at each moment: the caller hears who died, and nothing is left.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use e2e::{Background, Bundle, Output, Runtime, Snapshot};
+
+/// Longest it may take until the caller hears of a death.
+const SOON: Duration = Duration::from_secs(20);
+
+#[derive(Debug, Clone, Copy)]
+enum Victim {
+    Qemu,
+    VirtioFs,
+    Daemon,
+}
+
+impl Victim {
+    const ALL: [Self; 3] = [Self::Qemu, Self::VirtioFs, Self::Daemon];
+
+    fn key(self) -> &'static str {
+        match self {
+            Self::Qemu => "vmm",
+            Self::VirtioFs => "virtiofs",
+            Self::Daemon => "daemon",
+        }
+    }
+
+    fn named(self, text: &str) -> bool {
+        match self {
+            Self::Qemu => text.contains("QEMU"),
+            Self::VirtioFs => text.contains("virtio-fs server"),
+            Self::Daemon => text.contains("daemon"),
+        }
+    }
+
+    fn pid(self, runtime: &Runtime, id: &str) -> Option<String> {
+        let state = fs::read(runtime.root().join(id).join("state.json")).ok()?;
+        let state: serde_json::Value = serde_json::from_slice(&state).ok()?;
+        state[self.key()]["pid"].as_u64().map(|pid| pid.to_string())
+    }
+
+    fn kill(self, runtime: &Runtime, id: &str) {
+        let end = Instant::now() + SOON;
+        loop {
+            // While it is being created, the state file appears and fills.
+            if let Some(pid) = self.pid(runtime, id) {
+                assert!(Command::new("kill").args(["-KILL", &pid]).status().unwrap().success());
+                return;
+            }
+            assert!(Instant::now() < end, "{self:?} does not appear");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+fn snapshot(runtime: &Runtime) -> Snapshot {
+    Snapshot::take(&runtime.root().display().to_string(), &runtime.root())
+}
+
+#[track_caller]
+fn clean_up(runtime: &Runtime, id: &str) {
+    let deleted = Background::start(&mut runtime.command(["delete", "--force", id])).finish_within(SOON);
+    assert_eq!(deleted.code, 0, "{}", deleted.stderr);
+    assert!(!runtime.root().join(id).exists());
+}
+
+#[track_caller]
+fn told(victim: Victim, output: &Output) {
+    assert_ne!(output.code, 0, "{victim:?}: {}", output.stderr);
+    assert!(victim.named(&output.stderr), "{victim:?} is not named: {}", output.stderr);
+}
+
+fn prepared() -> (Runtime, Bundle, Snapshot) {
+    let runtime = Runtime::kata();
+    fs::create_dir_all(runtime.root()).unwrap();
+    let before = snapshot(&runtime);
+    (runtime, Bundle::new(["sleep", "1000"]), before)
+}
+
+#[test]
+fn at_create() {
+    for victim in Victim::ALL {
+        let (runtime, bundle, before) = prepared();
+        let creating = Background::start(&mut runtime.command(["create", "--bundle", bundle.arg(), "c"]));
+        victim.kill(&runtime, "c");
+        told(victim, &creating.finish_within(SOON));
+        clean_up(&runtime, "c");
+        assert_eq!(snapshot(&runtime), before, "{victim:?}");
+    }
+}
+
+#[test]
+fn at_start() {
+    for victim in Victim::ALL {
+        let (runtime, bundle, before) = prepared();
+        runtime.ok(["create", "--bundle", bundle.arg(), "c"]);
+        victim.kill(&runtime, "c");
+        told(victim, &Background::start(&mut runtime.command(["start", "c"])).finish_within(SOON));
+        clean_up(&runtime, "c");
+        assert_eq!(snapshot(&runtime), before, "{victim:?}");
+    }
+}
+
+#[test]
+fn while_running() {
+    for victim in Victim::ALL {
+        let (runtime, bundle, before) = prepared();
+        let running = Background::start(&mut runtime.command(["run", "--bundle", bundle.arg(), "c"]));
+        let end = Instant::now() + e2e::DEADLINE;
+        while !fs::read_to_string(runtime.root().join("c/state.json")).is_ok_and(|s| s.contains("\"running\"")) {
+            assert!(Instant::now() < end);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        victim.kill(&runtime, "c");
+        told(victim, &running.finish_within(SOON));
+        clean_up(&runtime, "c");
+        assert_eq!(snapshot(&runtime), before, "{victim:?}");
+    }
+}
+
+#[test]
+fn during_exec() {
+    for victim in Victim::ALL {
+        let (runtime, bundle, before) = prepared();
+        runtime.ok(["run", "--detach", "--bundle", bundle.arg(), "c"]);
+        let executing = Background::start(&mut runtime.command(["exec", "c", "sleep", "1000"]));
+        std::thread::sleep(Duration::from_millis(500));
+        victim.kill(&runtime, "c");
+        told(victim, &executing.finish_within(SOON));
+        clean_up(&runtime, "c");
+        assert_eq!(snapshot(&runtime), before, "{victim:?}");
+    }
+}
+
+/// A configuration under which the agent aborts at a step: pid 1 cannot be killed, it can only die.
+fn crashing_at(step: &str, dir: &Path) -> PathBuf {
+    let file = dir.join("configuration.toml");
+    fs::write(&file, format!("[hypervisor.qemu]\nkernel_params = \"agent.crash_at={step}\"\n")).unwrap();
+    file
+}
+
+#[test]
+fn of_the_agent_at_every_step() {
+    for step in ["create", "start", "running", "exec"] {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = Runtime::kata_configured(&crashing_at(step, dir.path()));
+        fs::create_dir_all(runtime.root()).unwrap();
+        let before = snapshot(&runtime);
+        let bundle = Bundle::new(["sleep", "1000"]);
+        let run = |args: &[&str]| Background::start(&mut runtime.command(args)).finish_within(SOON);
+        let failed = match step {
+            "create" => run(&["create", "--bundle", bundle.arg(), "c"]),
+            "running" => run(&["run", "--bundle", bundle.arg(), "c"]),
+            "start" => {
+                runtime.ok(["create", "--bundle", bundle.arg(), "c"]);
+                run(&["start", "c"])
+            }
+            _ => {
+                runtime.ok(["run", "--detach", "--bundle", bundle.arg(), "c"]);
+                run(&["exec", "c", "true"])
+            }
+        };
+        assert_ne!(failed.code, 0, "{step}: {}", failed.stderr);
+        assert!(failed.stderr.contains("Attempted to kill init"), "{step}: {}", failed.stderr);
+        clean_up(&runtime, "c");
+        assert_eq!(snapshot(&runtime), before, "{step}");
+    }
+}

@@ -1,0 +1,182 @@
+//! Create, start, signals, exec, pause, list, delete: what an engine does step by step.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+use std::{fs, time::Duration};
+
+use e2e::{Background, Bundle, Runtime, Snapshot, message};
+
+#[test]
+fn create_start_kill_delete_pass_through_the_states() {
+    let bundle = Bundle::sh("trap 'exit 3' TERM; while :; do sleep 0.1; done");
+    for runtime in [Runtime::kata(), Runtime::runc()] {
+        let pid_file = bundle.path().join("pid");
+        runtime.ok(["create", "--bundle", bundle.arg(), "--pid-file", pid_file.to_str().unwrap(), "steps"]);
+        let state = runtime.state_of("steps");
+        assert_eq!(state["status"], "created");
+        assert_eq!(state["id"], "steps");
+        let pid = fs::read_to_string(&pid_file).unwrap();
+        assert_eq!(state["pid"].to_string(), pid);
+        assert!(fs::metadata(format!("/proc/{pid}")).is_ok());
+        runtime.ok(["start", "steps"]);
+        assert_eq!(runtime.state_of("steps")["status"], "running");
+        let refused = runtime.run(["delete", "steps"]);
+        assert_eq!(refused.code, 1);
+        assert!(
+            refused.stderr.contains("cannot delete container steps that is not stopped: running"),
+            "{}",
+            refused.stderr
+        );
+        std::thread::sleep(Duration::from_millis(300));
+        runtime.ok(["kill", "steps", "TERM"]);
+        runtime.wait_for("steps", "stopped");
+        let late = runtime.run(["kill", "steps", "TERM"]);
+        assert!(late.code == 1 && late.stderr.contains("container not running"), "{}", late.stderr);
+        runtime.ok(["delete", "steps"]);
+        assert_eq!(runtime.run(["state", "steps"]).code, 1);
+    }
+}
+
+#[test]
+fn kill_with_sigkill_ends_a_foreground_run_with_137() {
+    let bundle = Bundle::new(["sleep", "1000"]);
+    for runtime in [Runtime::kata(), Runtime::runc()] {
+        let running = Background::start(&mut runtime.command(["run", "--bundle", bundle.arg(), "killed"]));
+        let end = std::time::Instant::now() + e2e::DEADLINE;
+        while runtime.run(["kill", "killed", "KILL"]).code != 0 {
+            assert!(std::time::Instant::now() < end);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(running.finish().code, 137, "{}", runtime.name);
+    }
+}
+
+#[test]
+fn a_signal_to_the_foreground_command_reaches_the_process() {
+    let bundle = Bundle::sh("trap 'echo caught; exit 5' TERM; echo ready; while :; do sleep 0.1; done");
+    let runtime = Runtime::kata();
+    let running = Background::start(&mut runtime.command(["run", "--bundle", bundle.arg(), "forward"]));
+    let end = std::time::Instant::now() + e2e::DEADLINE;
+    while !runtime.run(["state", "forward"]).text().contains("running") {
+        assert!(std::time::Instant::now() < end);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    std::process::Command::new("kill").args(["-TERM", &running.id().to_string()]).status().unwrap();
+    let output = running.finish();
+    assert_eq!((output.code, output.text().as_str()), (5, "ready\ncaught\n"));
+}
+
+#[test]
+fn exec_gives_what_runc_gives() {
+    let bundle = Bundle::new(["sleep", "1000"]);
+    let (ours, reference) = (Runtime::kata(), Runtime::runc());
+    for runtime in [&ours, &reference] {
+        runtime.ok(["run", "--detach", "--bundle", bundle.arg(), "exec"]);
+    }
+    let same = |args: &[&str]| {
+        let mut all = vec!["exec"];
+        all.extend(args);
+        let (a, b) = (ours.run(&all), reference.run(&all));
+        assert_eq!(a.code, b.code, "{args:?}: ours: {} runc: {}", a.stderr, b.stderr);
+        assert_eq!(a.text(), b.text(), "{args:?}");
+        assert_eq!(message(&a.stderr), message(&b.stderr), "{args:?}");
+        a
+    };
+    assert_eq!(same(&["exec", "sh", "-c", "exit 42"]).code, 42);
+    assert_eq!(same(&["exec", "sh", "-c", "kill -9 $$"]).code, 137);
+    assert_eq!(same(&["exec", "no-such-program"]).code, 255);
+    same(&["exec", "/etc/passwd"]);
+    same(&[
+        "--cwd",
+        "/usr",
+        "--env",
+        "X=y",
+        "--user",
+        "1000:1000",
+        "exec",
+        "sh",
+        "-c",
+        "pwd; echo $X; id; cat /proc/1/comm",
+    ]);
+    same(&["nobody", "true"]);
+    for runtime in [&ours, &reference] {
+        runtime.ok(["delete", "--force", "exec"]);
+    }
+}
+
+#[test]
+fn pause_stops_the_clock_and_resume_lets_it_go_on() {
+    let bundle = Bundle::sh("while :; do echo tick; sleep 0.1; done");
+    let runtime = Runtime::kata();
+    let out = fs::File::create(bundle.path().join("out")).unwrap();
+    let status = runtime.command(["run", "--detach", "--bundle", bundle.arg(), "pause"]).stdout(out).status().unwrap();
+    assert!(status.success());
+    let size = || fs::metadata(bundle.path().join("out")).unwrap().len();
+    runtime.ok(["pause", "pause"]);
+    assert_eq!(runtime.state_of("pause")["status"], "paused");
+    std::thread::sleep(Duration::from_millis(500));
+    let before = size();
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(size(), before);
+    let refused = runtime.run(["exec", "pause", "true"]);
+    assert!(refused.code == 255 && refused.stderr.contains("paused"), "{}", refused.stderr);
+    runtime.ok(["resume", "pause"]);
+    let end = std::time::Instant::now() + e2e::DEADLINE;
+    while size() == before {
+        assert!(std::time::Instant::now() < end, "it does not go on");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    runtime.ok(["delete", "--force", "pause"]);
+}
+
+#[test]
+fn list_and_ps_show_what_runs() {
+    let bundle = Bundle::new(["sleep", "1000"]);
+    let runtime = Runtime::kata();
+    runtime.ok(["run", "--detach", "--bundle", bundle.arg(), "listed"]);
+    let list: serde_json::Value = serde_json::from_str(&runtime.ok(["list", "--format", "json"]).text()).unwrap();
+    assert_eq!(list[0]["id"], "listed");
+    assert_eq!(list[0]["status"], "running");
+    assert_eq!(runtime.ok(["list", "--quiet"]).text(), "listed\n");
+    let table = runtime.ok(["ps", "listed"]).text();
+    assert!(table.starts_with("UID") && table.contains("sleep 1000"), "{table}");
+    let pids: Vec<u32> = serde_json::from_str(&runtime.ok(["ps", "--format", "json", "listed"]).text()).unwrap();
+    assert_eq!(pids.len(), 1);
+    runtime.ok(["delete", "--force", "listed"]);
+    assert_eq!(runtime.ok(["list", "--quiet"]).text(), "");
+}
+
+#[test]
+fn killing_the_process_on_the_host_kills_the_container() {
+    let bundle = Bundle::new(["sleep", "1000"]);
+    let runtime = Runtime::kata();
+    runtime.ok(["run", "--detach", "--bundle", bundle.arg(), "standin"]);
+    let pid = runtime.state_of("standin")["pid"].to_string();
+    std::process::Command::new("kill").args(["-KILL", &pid]).status().unwrap();
+    runtime.wait_for("standin", "stopped");
+    runtime.ok(["delete", "standin"]);
+}
+
+/// Create, start, delete, over and over: nothing may be left, and nothing may grow.
+#[test]
+fn two_hundred_cycles_leave_everything_as_it_was() {
+    let cycles = std::env::var("KATA_CYCLES").map_or(200, |n| n.parse().unwrap());
+    let bundle = Bundle::new(["sleep", "1000"]);
+    let runtime = Runtime::kata();
+    // The state directory's path is in the command line of every process of the sandboxes of this test.
+    let marker = runtime.root().display().to_string();
+    let cycle = |id: &str| {
+        runtime.ok(["create", "--bundle", bundle.arg(), id]);
+        runtime.ok(["start", id]);
+        runtime.ok(["delete", "--force", id]);
+    };
+    cycle("first");
+    let before = Snapshot::take(&marker, &runtime.root());
+    std::thread::scope(|scope| {
+        for worker in 0..2 {
+            let cycle = &cycle;
+            scope.spawn(move || (0..cycles / 2).for_each(|n| cycle(&format!("cycle-{worker}-{n}"))));
+        }
+    });
+    assert_eq!(Snapshot::take(&marker, &runtime.root()), before);
+}
