@@ -1,0 +1,313 @@
+//! The system calls that `rustix` does not have, each behind a safe function, and so all of this crate's `unsafe`.
+
+use std::{
+    ffi::{CStr, CString, c_char},
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    ptr,
+};
+
+use rustix::process::Pid;
+
+/// How `mount_setattr(2)` changes the propagation of a mount.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Propagation {
+    /// Leave it.
+    Keep,
+    /// Nothing comes, nothing goes.
+    Private,
+    /// Mounts travel between all copies.
+    Shared,
+}
+
+/// Attributes that every mount of this crate gets: nothing on it is executed, opened as a device or trusted for its
+/// set-user-ID bit *by the host*.
+pub(crate) const INERT: u64 = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
+/// No writing through this mount.
+pub(crate) const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY;
+
+/// Sets attributes and propagation of the mount that `mount` refers to, with all mounts beneath it if `recursive`.
+/// See mount_setattr(2); Linux 5.12.
+pub(crate) fn mount_setattr(
+    mount: BorrowedFd<'_>,
+    set: u64,
+    propagation: Propagation,
+    recursive: bool,
+) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: set,
+        attr_clr: 0,
+        propagation: match propagation {
+            Propagation::Keep => 0,
+            Propagation::Private => libc::MS_PRIVATE,
+            Propagation::Shared => libc::MS_SHARED,
+        },
+        userns_fd: 0,
+    };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a string, the attributes a structure of the length given, and both outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Gives the calling thread a mount namespace of its own, a copy of the one it has.
+pub(crate) fn unshare_mounts() -> io::Result<()> {
+    // SAFETY: touches no memory; that the thread's working directory is no longer shared with other threads is harmless.
+    if unsafe { libc::unshare(libc::CLONE_NEWNS) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Keeps the allocator to one arena: a few threads that allocate little need no pool of pages each.
+pub(crate) fn one_arena() {
+    // SAFETY: sets a parameter of the allocator; takes no pointers.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Gives back to the kernel what the allocator holds and nobody uses.
+pub(crate) fn trim_heap() {
+    // SAFETY: takes no pointers and leaves every live allocation alone.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Takes over descriptor `number`, which the process was started with.
+///
+/// # Errors
+/// `EBADF` when it is not open.
+pub(crate) fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: asking for the flags of a number is harmless whatever it is.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, and the role that calls this does so once, before anything else could own it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Ends the process at once, without running anything.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit(2) has no conditions.
+    unsafe { libc::_exit(code) }
+}
+
+/// What [`spawn`] starts.
+pub(crate) struct Command<'a> {
+    /// The file to execute.
+    pub(crate) executable: &'a CStr,
+    /// Its arguments, its name first. The environment is empty.
+    pub(crate) arguments: &'a [CString],
+    /// What the process gets as descriptors 0, 1, 2 and so on; it gets no other.
+    pub(crate) descriptors: &'a [BorrowedFd<'a>],
+    /// `CLONE_NEW*` flags.
+    pub(crate) namespaces: i32,
+    /// Where the child writes the error number (native order) if it cannot execute; closed by a successful execution.
+    pub(crate) failure: BorrowedFd<'a>,
+}
+
+/// Descriptors are first moved out of the way of the child's low numbers.
+const FREE_FROM: RawFd = 16;
+
+/// Starts a process directly in new namespaces, by clone3(2): it returns before the child has executed.
+/// The descriptor refers to the process (pidfd_open(2)).
+pub(crate) fn spawn(command: &Command<'_>) -> io::Result<(Pid, OwnedFd)> {
+    // Whatever allocates happens here: the child of a process with threads may only make system calls.
+    let mut arguments: Vec<*const c_char> = command.arguments.iter().map(|a| a.as_ptr()).collect();
+    arguments.push(ptr::null());
+    let environment = [ptr::null::<c_char>()];
+    let parked = command.descriptors.iter().map(|&fd| park(fd)).collect::<io::Result<Vec<_>>>()?;
+    let sources: Vec<RawFd> = parked.iter().map(AsRawFd::as_raw_fd).collect();
+    let failure = park(command.failure)?;
+
+    let mut pidfd: RawFd = -1;
+    // SAFETY: the structure consists of integers, for which zero is valid and means "nothing asked".
+    let mut clone: libc::clone_args = unsafe { std::mem::zeroed() };
+    clone.flags = u64::from((command.namespaces | libc::CLONE_PIDFD).cast_unsigned());
+    clone.pidfd = (&raw mut pidfd) as u64;
+    clone.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: without CLONE_VM this is fork(2): the child runs on a copy of this memory. `pidfd` outlives the call.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut clone, size_of::<libc::clone_args>()) };
+    match pid {
+        0 => {
+            // SAFETY: this is the new child, and the pointers stem from C strings and null-terminated arrays that live on.
+            unsafe {
+                execute(
+                    command.executable.as_ptr(),
+                    arguments.as_ptr(),
+                    environment.as_ptr(),
+                    &sources,
+                    failure.as_raw_fd(),
+                )
+            }
+        }
+        1.. => {
+            // SAFETY: clone3 succeeded, so it has stored a new descriptor that nobody else owns.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
+            Ok((pid, pidfd))
+        }
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn park(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(fd, FREE_FROM)?)
+}
+
+/// The child's half of [`spawn`]: system calls only.
+///
+/// # Safety
+/// To be called in a fresh child, with a C string and two null-terminated arrays of C strings.
+unsafe fn execute(
+    executable: *const c_char,
+    arguments: *const *const c_char,
+    environment: *const *const c_char,
+    sources: &[RawFd],
+    failure: RawFd,
+) -> ! {
+    // SAFETY: numbers, and pointers that the caller vouches for. The signal set is filled in before it is used.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        let mut failed = libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()) < 0;
+        let mut number = 0;
+        for &source in sources {
+            failed |= libc::dup2(source, number) < 0;
+            number += 1;
+        }
+        failed |= libc::syscall(libc::SYS_close_range, number, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) < 0;
+        if !failed {
+            libc::execve(executable, arguments, environment);
+        }
+        let error = *libc::__errno_location();
+        libc::write(failure, (&raw const error).cast(), size_of::<i32>());
+        libc::_exit(127)
+    }
+}
+
+/// Makes the kernel refuse, for this process and its later threads, to make any namespace: user namespaces give whoever
+/// takes over a process a large part of the kernel to attack. On top of whatever other filter is installed.
+///
+/// # Errors
+/// The name of the step that libseccomp refused.
+pub(crate) fn forbid_namespaces() -> Result<(), String> {
+    use libseccomp_sys as seccomp;
+
+    const NAMESPACES: u64 = (libc::CLONE_NEWNS
+        | libc::CLONE_NEWCGROUP
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUSER
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWNET) as u64;
+    const NEWTIME: u64 = 0x80;
+
+    /// Frees the filter under construction.
+    struct Filter(seccomp::scmp_filter_ctx);
+    impl Drop for Filter {
+        fn drop(&mut self) {
+            // SAFETY: made by seccomp_init and released only here.
+            unsafe { seccomp::seccomp_release(self.0) };
+        }
+    }
+
+    // SAFETY: no pointers in; the result is checked.
+    let filter = Filter(unsafe { seccomp::seccomp_init(seccomp::SCMP_ACT_ALLOW) });
+    if filter.0.is_null() {
+        return Err("no memory for it".into());
+    }
+    let add = |action: u32, call: libc::c_long, flag: Option<u64>| {
+        let argument = seccomp::scmp_arg_cmp {
+            arg: 0,
+            op: seccomp::scmp_compare::SCMP_CMP_MASKED_EQ,
+            datum_a: flag.unwrap_or(0),
+            datum_b: flag.unwrap_or(0),
+        };
+        // SAFETY: the filter is live; the array has as many members as are announced.
+        let result = unsafe {
+            seccomp::seccomp_rule_add_array(
+                filter.0,
+                action,
+                call as i32,
+                u32::from(flag.is_some()),
+                &raw const argument,
+            )
+        };
+        if result < 0 {
+            Err(format!("rule for system call {call}: {}", io::Error::from_raw_os_error(-result)))
+        } else {
+            Ok(())
+        }
+    };
+    for bit in (0..32).map(|n| 1u64 << n) {
+        if NAMESPACES & bit != 0 {
+            add(seccomp::SCMP_ACT_KILL_PROCESS, libc::SYS_clone, Some(bit))?;
+        }
+        if (NAMESPACES | NEWTIME) & bit != 0 {
+            add(seccomp::SCMP_ACT_KILL_PROCESS, libc::SYS_unshare, Some(bit))?;
+        }
+    }
+    // Its flags are behind a pointer, where a filter cannot see. The C library then uses clone.
+    let unsupported = seccomp::SCMP_ACT_ERRNO(libc::ENOSYS as u16);
+    add(unsupported, libc::SYS_clone3, None)?;
+    // SAFETY: the filter is live.
+    let result = unsafe { seccomp::seccomp_load(filter.0) };
+    if result < 0 { Err(format!("loading it: {}", io::Error::from_raw_os_error(-result))) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read, os::fd::AsFd};
+
+    use super::*;
+
+    #[test]
+    fn a_child_gets_the_descriptors_it_was_given_and_no_other() {
+        let (mut output, output_end) = std::io::pipe().unwrap();
+        let (mut failure, failure_end) = std::io::pipe().unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let shell = c"/bin/sh";
+        let arguments = [c"sh".to_owned(), c"-c".to_owned(), c"ls /proc/self/fd; exit 7".to_owned()];
+        let (pid, _pidfd) = spawn(&Command {
+            executable: shell,
+            arguments: &arguments,
+            descriptors: &[null.as_fd(), output_end.as_fd(), output_end.as_fd(), null.as_fd()],
+            namespaces: 0,
+            failure: failure_end.as_fd(),
+        })
+        .unwrap();
+        drop((output_end, failure_end));
+        let mut text = String::new();
+        output.read_to_string(&mut text).unwrap();
+        // The fifth is ls reading the directory.
+        assert_eq!(text, "0\n1\n2\n3\n4\n");
+        let mut error = Vec::new();
+        failure.read_to_end(&mut error).unwrap();
+        assert!(error.is_empty());
+        let (_, status) = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap().unwrap();
+        assert_eq!(status.exit_status(), Some(7));
+    }
+
+    #[test]
+    fn a_child_that_cannot_execute_says_why() {
+        let (mut failure, failure_end) = std::io::pipe().unwrap();
+        let (pid, _pidfd) = spawn(&Command {
+            executable: c"/nowhere",
+            arguments: &[],
+            descriptors: &[],
+            namespaces: 0,
+            failure: failure_end.as_fd(),
+        })
+        .unwrap();
+        drop(failure_end);
+        let mut error = Vec::new();
+        failure.read_to_end(&mut error).unwrap();
+        assert_eq!(error, libc::ENOENT.to_ne_bytes());
+        rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap();
+    }
+}

@@ -1,0 +1,112 @@
+//! What the server does to itself before it reads from the VMM. It was born in namespaces of its own ([`spawn`](super::spawn)).
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    fs::{CWD, Mode, OFlags},
+    mount::{MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags},
+    process::{Resource, Rlimit, Signal},
+    thread::{CapabilitySet, CapabilitySets},
+};
+use virtiofsd::seccomp::SeccompAction;
+
+use crate::{
+    Error,
+    sys::{self, Propagation},
+};
+
+/// To create and change files as any user, with any mode, device nodes and file capabilities: what root in a container
+/// does. Reaching files by handle (`CAP_DAC_READ_SEARCH`), which knows no root directory, is not among it.
+const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::SETFCAP);
+
+/// More open files than this are of no use to a guest and cost the host memory.
+const MOST_FILES: u64 = 1 << 20;
+/// With fewer, a guest cannot even list a large directory.
+const FEWEST_FILES: u64 = 1024;
+
+/// Has the kernel kill this process when its parent dies.
+pub(super) fn die_with_parent() -> Result<(), Error> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(Error::step("ask to be killed with the parent"))?;
+    // It may have died before. It is outside this pid namespace, so that getppid(2) does not tell; but it alone has the
+    // other end of the messages' pipe.
+    let stderr = std::io::stderr();
+    let mut pipe = [PollFd::new(&stderr, PollFlags::empty())];
+    rustix::event::poll(&mut pipe, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
+        .map_err(Error::step("see whether the parent lives"))?;
+    if pipe[0].revents().contains(PollFlags::ERR) { Err(Error::ParentDied) } else { Ok(()) }
+}
+
+/// Raises the limit of open files as far as it goes and forbids core dumps, which would hold the guest's memory. Returns the limit.
+pub(super) fn set_limits() -> Result<u64, Error> {
+    let step = || Error::step("set the resource limits");
+    let hard = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let files = hard.unwrap_or(MOST_FILES).min(MOST_FILES);
+    if files < FEWEST_FILES {
+        return Err(Error::FewFiles { limit: files, needed: FEWEST_FILES });
+    }
+    rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(files), maximum: Some(files) })
+        .map_err(step())?;
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).map_err(step())?;
+    Ok(files)
+}
+
+/// Makes `shared_dir` the root directory and the only thing there is. Returns this process's `/proc/self/fd`, as a mount of its
+/// own: it has no parent directory to climb to.
+pub(super) fn enter(shared_dir: &Path) -> Result<OwnedFd, Error> {
+    // Nothing that is done here may reach the parent's namespace; what the parent mounts still arrives.
+    rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM)
+        .map_err(Error::step("make all mounts of the jail slaves"))?;
+
+    // The directory's root becomes the jail's, so it must be opened before /proc, above which it might lie, is covered.
+    let root = rustix::fs::open(shared_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(Error::path("open the shared directory", shared_dir))?;
+
+    let harmless = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
+    rustix::mount::mount("proc", "/proc", "proc", harmless, None)
+        .map_err(Error::step("mount the jail's /proc for the time of its set-up"))?;
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let own_descriptors = rustix::mount::open_tree(CWD, "/proc/self/fd", clone)
+        .map_err(Error::step("keep /proc/self/fd for the jail"))?;
+
+    // The old root ends up mounted over the new one, and is unmounted from there.
+    rustix::process::fchdir(&root).map_err(Error::path("enter", shared_dir))?;
+    rustix::process::pivot_root(".", ".").map_err(Error::path("make the root directory of", shared_dir))?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(Error::step("unmount the jail's old root"))?;
+    rustix::process::chdir("/").map_err(Error::step("enter the jail's root"))?;
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(Error::step("open the jail's root"))?;
+    sys::mount_setattr(root.as_fd(), sys::INERT | sys::READ_ONLY, Propagation::Keep, false)
+        .map_err(Error::step("make the jail's root read-only"))?;
+    Ok(own_descriptors)
+}
+
+/// Keeps what serving files needs, for good. To be called before there is a second thread.
+pub(super) fn give_up_privileges() -> Result<(), Error> {
+    rustix::thread::set_thread_groups(&[]).map_err(Error::step("leave the supplementary groups"))?;
+    for capability in CapabilitySet::all() {
+        // One that this kernel does not know is EINVAL, and not there to be dropped.
+        match rustix::thread::remove_capability_from_bounding_set(capability) {
+            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            Err(error) => return Err(Error::step("empty the capability bounding set")(error)),
+        }
+    }
+    let sets = CapabilitySets { effective: CAPABILITIES, permitted: CAPABILITIES, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets).map_err(Error::step("give up capabilities"))?;
+    rustix::thread::set_no_new_privs(true).map_err(Error::step("renounce new privileges"))?;
+
+    sys::forbid_namespaces().map_err(|reason| Error::Seccomp { reason })?;
+    virtiofsd::seccomp::enable_seccomp(SeccompAction::Kill, false)
+        .map_err(|error| Error::Seccomp { reason: error.to_string() })
+}

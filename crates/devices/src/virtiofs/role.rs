@@ -1,0 +1,109 @@
+//! The child's half: being the server.
+
+use std::{
+    ffi::OsString,
+    os::{fd::OwnedFd, unix::net::UnixListener},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use vhost::vhost_user::{Error as VhostUserError, Listener};
+use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
+use virtiofsd::{
+    passthrough::{self, CachePolicy, PassthroughFs},
+    vhost_user::VhostUserFsBackendBuilder,
+};
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+use super::{
+    Cache, Config, LISTENER, arguments,
+    filesystem::ThriftyFs,
+    jail,
+    messages::{log_to_stderr, say},
+};
+use crate::{Error, sys};
+
+/// Descriptors for other things than the guest's files: memory regions (a vhost-user VMM may pass 509), queues, threads.
+const OWN_FILES: u64 = 640;
+
+/// The `main` of the server, to be called when the process was started as [`ROLE`](super::ROLE), with the arguments after the name.
+/// It returns when the VMM has closed the connection, and does not when it is killed.
+pub fn role_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    // A thread that panics must take the process with it: half a server would leave the guest waiting for ever.
+    std::panic::set_hook(Box::new(|panic| {
+        say(&format!("error: {panic}"));
+        sys::exit_now(101);
+    }));
+    match serve(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+            say(&format!("error: {}", causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Error> {
+    jail::die_with_parent()?;
+    let config = arguments::read(arguments)?;
+    log_to_stderr(config.log_level);
+    sys::one_arena();
+
+    let listener: UnixListener = sys::inherited(LISTENER).map_err(Error::step("find the vhost-user socket"))?.into();
+    let files = jail::set_limits()?;
+    let own_descriptors = jail::enter(&config.shared_dir)?;
+    jail::give_up_privileges()?;
+    sys::trim_heap();
+
+    let passthrough = PassthroughFs::new(passthrough_config(&config, own_descriptors, files))
+        .map_err(Error::step("open the jail's root as a file system"))?;
+    connect(ThriftyFs::new(passthrough, config.cache), &config, listener)
+}
+
+fn passthrough_config(config: &Config, own_descriptors: OwnedFd, files: u64) -> passthrough::Config {
+    passthrough::Config {
+        entry_timeout: config.cache.timeout(),
+        attr_timeout: config.cache.timeout(),
+        cache_policy: match config.cache {
+            Cache::Never => CachePolicy::Never,
+            Cache::Metadata => CachePolicy::Metadata,
+            Cache::Auto => CachePolicy::Auto,
+            Cache::Always => CachePolicy::Always,
+        },
+        root_dir: "/".into(),
+        proc_sfd_rawfd: Some(own_descriptors.into()),
+        // Several host file systems appear in one tree: each must have its own device number in the guest.
+        announce_submounts: true,
+        // Without caches there is nothing that attributes read in advance could serve for.
+        readdirplus: config.cache != Cache::Never,
+        xattr: true,
+        killpriv_v2: true,
+        allow_direct_io: true,
+        // A database maps its files whether or not they are cached.
+        allow_mmap: true,
+        guest_fd_limit: files - OWN_FILES.min(files / 2),
+        ..passthrough::Config::default()
+    }
+}
+
+/// Serves the first connection until it is closed.
+fn connect(filesystem: ThriftyFs, config: &Config, listener: UnixListener) -> Result<(), Error> {
+    let reason = |reason: String| Error::Serve { reason };
+    let backend = VhostUserFsBackendBuilder::default()
+        .set_thread_pool_size(usize::from(config.thread_pool_size))
+        .build(filesystem)
+        .map_err(|error| reason(error.to_string()))?;
+    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+    let mut daemon = VhostUserDaemon::new("vhost-user".into(), Arc::new(backend), memory)
+        .map_err(|error| reason(error.to_string()))?;
+    let mut listener = Listener::from(listener);
+    daemon.start(&mut listener).map_err(|error| reason(error.to_string()))?;
+    drop(listener);
+    match daemon.wait() {
+        Ok(()) | Err(DaemonError::HandleRequest(VhostUserError::Disconnected | VhostUserError::PartialMessage)) => {
+            Ok(())
+        }
+        Err(error) => Err(reason(error.to_string())),
+    }
+}
