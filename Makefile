@@ -1,0 +1,49 @@
+# The face of the project: `make help` lists what there is.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+STAGE := $(CURDIR)/target/kata
+export KATA_STAGE := $(STAGE)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build stage run test bench lint install uninstall clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what building and running need, and fetch the guest's kernel
+	@scripts/setup.sh run
+
+build: setup ## build the product into target/kata
+	@scripts/stage.sh
+
+run: build ## run a container in a virtual machine of its own
+	@scripts/demo.sh
+
+test: ## build, then run all tests
+	@scripts/setup.sh test
+	@scripts/stage.sh
+	@scripts/test.sh
+
+bench: ## measure a start, an exec and an idle sandbox beside runc
+	@scripts/setup.sh test
+	@scripts/stage.sh
+	@cargo run --release --quiet -p bench
+
+lint: ## check formatting, lints and scripts
+	@scripts/setup.sh lint
+	@scripts/lint.sh
+
+install: ## install the built product (PREFIX, DESTDIR)
+	@test -x $(STAGE)/bin/kata-runtime || { echo 'error: nothing is built; run `make build` first' >&2; exit 1; }
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/kata-containers
+	install -m 755 $(STAGE)/bin/kata-runtime $(DESTDIR)$(PREFIX)/bin/
+	ln -sf kata-runtime $(DESTDIR)$(PREFIX)/bin/kata-shim
+	install -m 644 $(STAGE)/share/kata-containers/* $(DESTDIR)$(PREFIX)/share/kata-containers/
+
+uninstall: ## remove what install installed
+	rm -f $(DESTDIR)$(PREFIX)/bin/kata-runtime $(DESTDIR)$(PREFIX)/bin/kata-shim
+	rm -rf $(DESTDIR)$(PREFIX)/share/kata-containers
+
+clean: ## remove what was built (the cache of downloads stays)
+	cargo clean

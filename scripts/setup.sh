@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that building and running need, and unpacks what a guest boots from into the cache.
+# Usage: setup.sh run|test|lint. Quick when nothing is missing; can be interrupted and repeated.
+. "$(dirname "$0")/lib.sh"
+
+purpose=${1:-run}
+
+# package: why
+packages=(
+    "gcc: links Rust programs"
+    "libc6-dev: the C library, linked statically"
+    "libseccomp-dev: seccomp filters, linked statically"
+    "libcap-ng-dev: capabilities of the file server, linked statically"
+    "qemu-system-x86: the virtual machine"
+    "xz-utils: unpacks the packages of a guest"
+)
+case $purpose in
+run) ;;
+test) packages+=("runc: the reference that the tests and the bench compare with") ;;
+lint) packages+=("shellcheck: checks the scripts") ;;
+*) fail "usage: setup.sh run|test|lint" ;;
+esac
+
+installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+apt() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600 "$@"; }
+
+update_lists() {
+    [ -n "${lists_are_new:-}" ] && return
+    say "updating the package lists (apt-get update)"
+    quietly apt update
+    lists_are_new=1
+}
+
+# A machine with qemu-utils from the backports cannot install the release's QEMU beside it. The backports' QEMU is then taken,
+# with package lists of our own, so that /etc/apt stays as it is.
+install_qemu_from_backports() {
+    local dir=$cache/backports mirror codename
+    codename=$(. /etc/os-release && printf '%s' "$VERSION_CODENAME")
+    mirror=$(sed -n 's/^URIs: *//p;s/^deb \(\[[^]]*\] \)\?\(http[^ ]*\).*/\2/p' /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null |
+        grep -m1 '/debian/\?$') || fail "found no Debian mirror in /etc/apt; install qemu-system-x86 by hand"
+    say "QEMU: the release's conflicts with the qemu-utils that are installed; taking $codename-backports'"
+    mkdir -p "$dir/parts" "$dir/lists/partial"
+    cat >"$dir/parts/backports.sources" <<SOURCES
+Types: deb
+URIs: $mirror
+Suites: $codename $codename-updates $codename-backports
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+SOURCES
+    local own=(-o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$dir/parts" -o "Dir::State::lists=$dir/lists")
+    quietly apt "${own[@]}" update
+    quietly apt "${own[@]}" install -y --no-install-recommends -t "$codename-backports" qemu-system-x86
+}
+
+install_packages() {
+    local entry name missing=()
+    for entry in "${packages[@]}"; do
+        name=${entry%%:*}
+        if ! installed "$name"; then
+            say "needs the package $name (${entry#*: })"
+            missing+=("$name")
+        fi
+    done
+    [ ${#missing[@]} = 0 ] && return
+    command -v apt-get >/dev/null || fail "this set-up knows Debian's apt-get only; install these by hand: ${missing[*]}"
+    update_lists
+    for name in "${missing[@]}"; do
+        say "installing $name (apt-get install)"
+        if [ "$name" = qemu-system-x86 ] && ! apt install -s --no-install-recommends "$name" >/dev/null 2>&1; then
+            install_qemu_from_backports
+        else
+            quietly apt install -y --no-install-recommends "$name"
+        fi
+    done
+}
+
+command -v cargo >/dev/null || fail "cargo is missing; install Rust from https://rustup.rs"
+install_packages
+[ "$purpose" = lint ] && exit 0
+lock_cache
+"$top/scripts/kernel.sh"
+"$top/scripts/rootfs.sh"

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Runs every test and ends with the plain line "N passed, N failed".
+. "$(dirname "$0")/lib.sh"
+
+cd "$top"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+status=0
+say "unit tests"
+cargo test --workspace --exclude e2e --exclude bench --no-fail-fast 2>&1 | tee "$log" || status=1
+say "end-to-end tests, in virtual machines beside runc"
+cargo test -p e2e --no-fail-fast -- --test-threads 2 2>&1 | tee -a "$log" || status=1
+read -r passed failed < <(awk '/^test result:/ { passed += $4; failed += $6 } END { print passed + 0, failed + 0 }' "$log")
+if [ "$status" != 0 ] && [ "$failed" = 0 ]; then
+    echo "the tests could not all be run; see above" >&2
+    failed=1
+fi
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ] && [ "$passed" -gt 0 ]
