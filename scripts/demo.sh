@@ -5,6 +5,7 @@
 bundle=$(mktemp -d)
 trap 'rm -rf "$bundle"' EXIT
 "$stage/bin/kata-runtime" spec --bundle "$bundle"
+# shellcheck disable=SC2016 # the container's shell expands it
 sed -i -e 's/"terminal": true/"terminal": false/' \
     -e 's|"path": "rootfs"|"path": "'"$cache/rootfs"'"|' \
     -e 's|^\([[:space:]]*\)"sh"$|\1"sh", "-c", "echo guest kernel: $(uname -r)"|' "$bundle/config.json"

@@ -17,11 +17,13 @@ if [ -z "$package" ]; then
 fi
 [ -n "$package" ] || fail "apt knows no linux-image package; is Debian's main archive in its sources?"
 say "guest kernel: downloading $package (about 70 MB)"
-(cd "$work" && quietly apt-get -qq download "$package") || {
-    # The lists may be older than the archive.
+cd "$work"
+if ! apt-get -qq download "$package" >/dev/null 2>&1; then
+    say "not there any more; updating the package lists (apt-get update)"
     quietly as_root apt-get -qq update
-    (cd "$work" && quietly apt-get -qq download "$package")
-}
+    package=$(find_package)
+    quietly apt-get -qq download "$package"
+fi
 say "guest kernel: unpacking"
 dpkg-deb -x "$work"/*.deb "$work/tree"
 version=$(basename "$work"/tree/boot/vmlinuz-* | sed 's/^vmlinuz-//')

@@ -15,28 +15,44 @@ put() {
     fi
 }
 
+# make_from OUTPUT SOURCE... -- COMMAND...: runs the command unless the output was made from just these sources, told by
+# path, size and time. Comparing ages is not enough: an unpacked kernel is as old as its package.
+make_from() {
+    local output=$1 sources=() stamp
+    shift
+    while [ "$1" != -- ]; do
+        sources+=("$1")
+        shift
+    done
+    shift
+    stamp=$stage/.$(basename "$output").from
+    stat -c '%n %s %Y' "${sources[@]}" >"$stamp.new"
+    if [ ! -e "$output" ] || ! cmp -s "$stamp.new" "$stamp"; then
+        say "making $(basename "$output") from ${sources[0]}"
+        "$@" --output "$output"
+        mv "$stamp.new" "$stamp"
+    else
+        rm "$stamp.new"
+    fi
+}
+
 share=$stage/share/kata-containers
+mkdir -p "$stage/bin" "$share"
 put "$built/kata-runtime" "$stage/bin/kata-runtime" 755
 ln -sf kata-runtime "$stage/bin/kata-shim"
-mkdir -p "$share"
 
 own=$top/kernel/build/vmlinux
 debian=$cache/kernel/current
+osbuilder=$built/kata-osbuilder
 kernel=$share/vmlinux.container
 image=$share/kata-containers-initrd.img
-osbuilder=$built/kata-osbuilder
+modules=()
 if [ -e "$own" ]; then
-    put "$own" "$kernel" 644
-    modules=()
+    source=$own
 else
-    vmlinuz=$(echo "$debian"/boot/vmlinuz-*)
-    if [ ! "$kernel" -nt "$vmlinuz" ]; then
-        say "guest kernel: $(basename "$vmlinuz")"
-        "$osbuilder" kernel --vmlinuz "$vmlinuz" --output "$kernel"
-    fi
+    source=$(echo "$debian"/boot/vmlinuz-*)
     modules=(--modules-dir "$(echo "$debian"/lib/modules/*)")
 fi
-if [ ! "$image" -nt "$built/kata-agent" ] || [ ! "$image" -nt "$osbuilder" ] || [ ! "$image" -nt "$kernel" ]; then
-    say "guest image: an initrd with kata-agent"
-    "$osbuilder" initrd --agent "$built/kata-agent" "${modules[@]}" --output "$image"
-fi
+make_from "$kernel" "$source" "$osbuilder" -- "$osbuilder" kernel --vmlinuz "$source"
+make_from "$image" "$built/kata-agent" "$osbuilder" "$source" -- \
+    "$osbuilder" initrd --agent "$built/kata-agent" "${modules[@]}"
