@@ -77,6 +77,16 @@ pub(crate) fn trim_heap() {
     unsafe { libc::malloc_trim(0) };
 }
 
+/// Forgets the pages of a shared mapping of guest memory: they stay in the memory it maps, and come back when touched.
+/// Does nothing to a mapping that is not shared, whose pages would be lost.
+pub(crate) fn forget_shared_pages<B: vm_memory::bitmap::Bitmap>(region: &vm_memory::GuestRegionMmap<B>) {
+    if region.flags() & libc::MAP_SHARED != 0 {
+        // SAFETY: the region maps these addresses for as long as it is borrowed. Dropping a shared mapping's page table
+        // entries changes no contents, so whoever reads or writes there meanwhile notices nothing.
+        unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_DONTNEED) };
+    }
+}
+
 /// Takes over descriptor `number`, which the process was started with.
 ///
 /// # Errors

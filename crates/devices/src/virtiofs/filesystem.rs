@@ -19,7 +19,7 @@ use virtiofsd::{
     passthrough::PassthroughFs,
 };
 
-use super::Cache;
+use super::{Cache, idle::Activity};
 
 /// Two changes of a file this close together may leave the same times on it: the kernel stamps files with the time of its last
 /// tick, 10 ms apart at most.
@@ -52,11 +52,13 @@ pub(super) struct ThriftyFs {
     /// How each file was when the guest last opened it. The pages in the guest are no older: it reads them after
     /// opening. Files leave when the guest forgets them, and it can know no more files than the limit on them.
     opened: Mutex<HashMap<u64, Stamp>>,
+    activity: Arc<Activity>,
 }
 
 impl ThriftyFs {
-    pub(super) fn new(inner: PassthroughFs, cache: Cache) -> Self {
-        Self { inner, cache, opened: Mutex::default() }
+    /// Tells `activity` of what needs memory, or frees it.
+    pub(super) fn new(inner: PassthroughFs, cache: Cache, activity: Arc<Activity>) -> Self {
+        Self { inner, cache, opened: Mutex::default(), activity }
     }
 
     fn opened(&self) -> MutexGuard<'_, HashMap<u64, Stamp>> {
@@ -102,11 +104,13 @@ impl FileSystem for ThriftyFs {
     }
 
     fn forget(&self, ctx: Context, inode: u64, count: u64) {
+        self.activity.note();
         self.opened().remove(&inode);
         self.inner.forget(ctx, inode, count);
     }
 
     fn batch_forget(&self, ctx: Context, requests: Vec<(u64, u64)>) {
+        self.activity.note();
         let mut opened = self.opened();
         for (inode, _) in &requests {
             opened.remove(inode);
@@ -139,6 +143,7 @@ impl FileSystem for ThriftyFs {
         lock_owner: Option<u64>,
         flags: u32,
     ) -> io::Result<usize> {
+        self.activity.note();
         self.inner.read(ctx, inode, handle, w, size, offset, lock_owner, flags)
     }
 
@@ -155,7 +160,13 @@ impl FileSystem for ThriftyFs {
         kill_priv: bool,
         flags: u32,
     ) -> io::Result<usize> {
+        self.activity.note();
         self.inner.write(ctx, inode, handle, r, size, offset, lock_owner, delayed_write, kill_priv, flags)
+    }
+
+    fn readdir(&self, ctx: Context, inode: u64, handle: u64, size: u32, offset: u64) -> io::Result<Self::DirIter> {
+        self.activity.note();
+        self.inner.readdir(ctx, inode, handle, size, offset)
     }
 
     inner! {
@@ -199,7 +210,6 @@ impl FileSystem for ThriftyFs {
         fn listxattr(ctx: Context, inode: u64, size: u32) -> io::Result<ListxattrReply>;
         fn removexattr(ctx: Context, inode: u64, name: &CStr) -> io::Result<()>;
         fn opendir(ctx: Context, inode: u64, flags: u32) -> io::Result<(Option<u64>, OpenOptions)>;
-        fn readdir(ctx: Context, inode: u64, handle: u64, size: u32, offset: u64) -> io::Result<Self::DirIter>;
         fn fsyncdir(ctx: Context, inode: u64, datasync: bool, handle: u64) -> io::Result<()>;
         fn releasedir(ctx: Context, inode: u64, flags: u32, handle: u64) -> io::Result<()>;
         fn access(ctx: Context, inode: u64, mask: u32) -> io::Result<()>;

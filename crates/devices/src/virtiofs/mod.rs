@@ -21,6 +21,7 @@
 
 mod arguments;
 mod filesystem;
+mod idle;
 mod jail;
 mod messages;
 mod role;

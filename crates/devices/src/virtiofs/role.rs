@@ -18,6 +18,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use super::{
     Cache, Config, LISTENER, arguments,
     filesystem::ThriftyFs,
+    idle::{Activity, Memory},
     jail,
     messages::{log_to_stderr, say},
 };
@@ -58,7 +59,10 @@ fn serve(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Error> {
 
     let passthrough = PassthroughFs::new(passthrough_config(&config, own_descriptors, files))
         .map_err(Error::step("open the jail's root as a file system"))?;
-    connect(ThriftyFs::new(passthrough, config.cache), &config, listener)
+    let memory: Memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+    let activity = Arc::new(Activity::default());
+    activity.watch(memory.clone()).map_err(Error::step("start the thread that gives memory back"))?;
+    connect(ThriftyFs::new(passthrough, config.cache, activity), memory, &config, listener)
 }
 
 fn passthrough_config(config: &Config, own_descriptors: OwnedFd, files: u64) -> passthrough::Config {
@@ -88,13 +92,12 @@ fn passthrough_config(config: &Config, own_descriptors: OwnedFd, files: u64) -> 
 }
 
 /// Serves the first connection until it is closed.
-fn connect(filesystem: ThriftyFs, config: &Config, listener: UnixListener) -> Result<(), Error> {
+fn connect(filesystem: ThriftyFs, memory: Memory, config: &Config, listener: UnixListener) -> Result<(), Error> {
     let reason = |reason: String| Error::Serve { reason };
     let backend = VhostUserFsBackendBuilder::default()
         .set_thread_pool_size(usize::from(config.thread_pool_size))
         .build(filesystem)
         .map_err(|error| reason(error.to_string()))?;
-    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let mut daemon = VhostUserDaemon::new("vhost-user".into(), Arc::new(backend), memory)
         .map_err(|error| reason(error.to_string()))?;
     let mut listener = Listener::from(listener);

@@ -56,6 +56,7 @@ const TESTS: &[Test] = &[
     ("an_unchanged_file_keeps_its_pages_and_a_changed_one_does_not", keeps_pages),
     ("other_cache_modes_decide_for_themselves", other_cache_modes),
     ("worker_threads_serve_too", worker_threads),
+    ("a_resting_guests_memory_is_given_back_and_nothing_is_lost", memory_is_given_back),
     ("the_jail_holds", the_jail_holds),
     ("it_ends_well_when_the_vmm_goes", ends_with_the_vmm),
     ("it_dies_with_its_parent", dies_with_its_parent),
@@ -331,6 +332,29 @@ fn worker_threads() {
     assert_eq!(guest.read_file("c1/rw/file").unwrap(), "hello");
     let node = guest.walk("c1/ro").unwrap().node;
     assert_eq!(guest.create(node, "new", 0o600).unwrap_err(), EROFS);
+}
+
+fn memory_is_given_back() {
+    let mut stage = Stage::new();
+    let mut guest = stage.guest();
+    let smaps = format!("/proc/{}/smaps_rollup", stage.server.pid());
+    let shared = || {
+        let memory = fs::read_to_string(&smaps).unwrap();
+        let line = memory.lines().find_map(|line| line.strip_prefix("Pss_Shmem:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    let node = guest.walk("c1/rw").unwrap().node;
+    let (entry, handle) = guest.create(node, "large", 0o600).unwrap();
+    let data: Vec<u8> = (0..600 << 10).map(|n: u32| n as u8).collect();
+    assert_eq!(guest.write(entry.node, handle, &data).unwrap(), 600 << 10);
+    assert!(shared() >= 600, "{} KiB", shared());
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while shared() > 0 {
+        assert!(Instant::now() < deadline, "still {} KiB after 10 s", shared());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(fs::read(stage.data.join("large")).unwrap(), data);
+    assert_eq!(guest.read_file("c1/rw/file").unwrap(), "hello");
 }
 
 fn the_jail_holds() {
