@@ -1,1 +1,204 @@
-//! Placeholder.
+//! Virtual machines: one small trait, and a module for each hypervisor that implements it.
+//!
+//! # Shape
+//!
+//! [`Hypervisor`] makes machines, [`Vm`] is one that was made. What a hypervisor can do is data ([`Capabilities`]), so that
+//! a caller decides before it starts anything instead of meeting "not supported" half way. [`VmConfig`] names no hypervisor;
+//! what only one understands is in that driver's own configuration ([`QemuConfig`]). Both traits are object safe: their
+//! asynchronous methods return boxed futures, which costs one allocation for operations that happen a few times in a machine's life.
+//!
+//! # States of a machine
+//!
+//! ```text
+//!            start()                     pause()
+//!   (none) ----------> [running] <---------------------> [paused]
+//!                          |             resume()            |
+//!                          |                                 |
+//!                          `---- the guest powers off, ------'
+//!                                panics or reboots; QEMU dies;
+//!                                kill(); the Vm is dropped
+//!                                          |
+//!                                          v
+//!                                       [ended]
+//! ```
+//!
+//! [`Hypervisor::start`] returns as soon as the hypervisor's process exists. The guest runs at once: nothing waits for the
+//! control connection, which is set up meanwhile. A hypervisor that refuses its configuration therefore shows as a
+//! machine that ended ([`Vm::wait`] says why), not as an error of `start`.
+//!
+//! | method | running | paused | ended |
+//! |---|---|---|---|
+//! | `take_channel` | the stream, once | the same | the same; it reads as closed |
+//! | `pid`, `console_tail`, `stderr_tail`, `stages` | yes | yes | yes, what was last known |
+//! | `pause` | → paused | stays paused | [`Error::Ended`] |
+//! | `resume` | stays running | → running | [`Error::Ended`] |
+//! | `wait` | pends | pends | the reason, as often as asked |
+//! | `kill` | → ended | → ended | nothing happens |
+//!
+//! Dropping a [`Vm`] ends the machine, whatever its state.
+//!
+//! # Concurrency
+//!
+//! A driver spawns its background work on the tokio runtime that calls `start`; a current-thread runtime is
+//! enough. For QEMU ([`qemu`]) that is one task that reads the guest's console and QEMU's standard error into bounded buffers and reaps
+//! the process, and one that speaks QMP. Both end with the machine.
+//!
+//! # Trust
+//!
+//! The guest controls every byte of the console and the channel, and a guest that broke out of its machine controls the
+//! hypervisor's process and so QMP and standard error too. None of these can make this crate allocate without bound or
+//! wait for ever, and what is shown of them is stripped of control characters.
+
+mod accelerator;
+mod error;
+mod exit;
+mod image;
+mod kvm;
+pub mod qemu;
+mod sys;
+mod tail;
+
+use std::{
+    future::Future,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    pin::Pin,
+};
+
+use tokio::net::UnixStream;
+
+pub use accelerator::{Accelerator, Choice, choose_accelerator};
+pub use error::Error;
+pub use exit::{ExitCause, ExitReason};
+pub use qemu::{Qemu, QemuConfig};
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The future an object-safe asynchronous method returns.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A virtual machine to be made, in terms every hypervisor understands.
+#[derive(Debug)]
+pub struct VmConfig {
+    /// The guest kernel: on x86_64 an ELF `vmlinux` with a PVH entry, which boots fastest, or a `bzImage`.
+    pub kernel: PathBuf,
+    /// The initial RAM disk: a cpio archive in the "newc" format, compressed in a way the kernel knows or not at all.
+    pub initrd: PathBuf,
+    /// Appended to the driver's own kernel command line, so that it wins where both set the same parameter.
+    pub kernel_params: String,
+    /// Number of virtual CPUs, 1 to [`Capabilities::max_vcpus`].
+    pub vcpus: u32,
+    /// Memory of the guest, MiB.
+    pub memory_mib: u64,
+    /// A directory shared with the guest.
+    pub shared_fs: Option<SharedFs>,
+    /// Let the guest's kernel log everything to its console, and keep the console in [`CONSOLE_LOG`] of `run_dir`.
+    pub debug: bool,
+    /// A directory of this machine alone, mode 0700, for what needs a path. The caller removes it.
+    pub run_dir: PathBuf,
+    /// User and group id the hypervisor runs as; needs no entry in the password database. Should be one that nothing else on
+    /// the host uses. `None`: the caller's own, but without capabilities.
+    pub uid: Option<u32>,
+}
+
+/// A virtio-fs device whose server is reached over an open connection.
+#[derive(Debug)]
+pub struct SharedFs {
+    /// Name the guest mounts it by: 1 to 35 bytes of letters, digits, `.`, `_` and `-`.
+    pub tag: String,
+    /// Connected Unix socket that speaks the front-end side of vhost-user.
+    pub socket: OwnedFd,
+}
+
+/// Name, in [`VmConfig::run_dir`], of the file that keeps the guest's console when [`VmConfig::debug`] is set. It holds the first
+/// [`CONSOLE_LOG_LIMIT`] bytes.
+pub const CONSOLE_LOG: &str = "console.log";
+
+/// Size of [`CONSOLE_LOG`] at most, bytes: the guest writes it and must not fill the host's memory or disk.
+pub const CONSOLE_LOG_LIMIT: u64 = 4 * 1024 * 1024;
+
+/// What a hypervisor can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// [`VmConfig::shared_fs`] may be set.
+    pub shared_fs: bool,
+    /// [`Vm::pause`] and [`Vm::resume`] work.
+    pub pause: bool,
+    /// Most virtual CPUs of a machine.
+    pub max_vcpus: u32,
+}
+
+/// One finished step of a machine's start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stage {
+    /// What was finished: `spawned`, `qmp-ready` or `running`.
+    pub name: &'static str,
+    /// The host's `CLOCK_MONOTONIC`, nanoseconds.
+    pub at_ns: u64,
+}
+
+/// A program that runs virtual machines.
+pub trait Hypervisor: Send + Sync {
+    /// What it can do. May be called at any time and never changes.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Finds what would make [`Hypervisor::start`] fail, before anything has been started or created. May be called at any
+    /// time; `start` does the same again.
+    ///
+    /// # Errors
+    /// [`Error::File`] names the program, kernel or RAM disk that is missing, unreadable or of the wrong format, and the
+    /// remedy; [`Error::Setting`] names a setting and what was expected.
+    fn check(&self, kernel: &Path, initrd: &Path) -> Result<()>;
+
+    /// Starts a machine. Returns when its process exists; see the crate's description.
+    ///
+    /// Must be called within a tokio runtime, from a thread that lives as long as the machine shall: the kernel ends the
+    /// machine when the thread that started it ends, so that no machine outlives the process that answers for it.
+    ///
+    /// # Errors
+    /// Those of [`Hypervisor::check`]; [`Error::Setting`] if `config` asks for what the hypervisor cannot do;
+    /// [`Error::Spawn`] and [`Error::Io`] when the process cannot be made.
+    fn start(&self, config: VmConfig) -> BoxFuture<'_, Result<Box<dyn Vm>>>;
+}
+
+/// A virtual machine. See the crate's description for what may be called when.
+pub trait Vm: Send + Sync {
+    /// Host end of the virtio-serial port [`agent_api::CHANNEL_PORT`]. The first call has it, later ones get `None`. Bytes
+    /// written before the guest opens the port wait in it.
+    fn take_channel(&mut self) -> Option<UnixStream>;
+
+    /// The hypervisor's process. After the machine ended the number may belong to another process.
+    fn pid(&self) -> u32;
+
+    /// The last lines the guest wrote to its console, oldest first: at most [`TAIL_LINES`], without control characters,
+    /// from a buffer of 64 KiB.
+    fn console_tail(&self) -> Vec<String>;
+
+    /// The last lines the hypervisor wrote to its standard output and error, in the same form.
+    fn stderr_tail(&self) -> Vec<String>;
+
+    /// When the steps of the start were finished, in that order; those that are still ahead are missing.
+    fn stages(&self) -> Vec<Stage>;
+
+    /// Stops the virtual CPUs.
+    ///
+    /// # Errors
+    /// [`Error::Ended`], or an error of the control connection.
+    fn pause(&self) -> BoxFuture<'_, Result<()>>;
+
+    /// Lets the virtual CPUs go on.
+    ///
+    /// # Errors
+    /// As [`Vm::pause`].
+    fn resume(&self) -> BoxFuture<'_, Result<()>>;
+
+    /// Waits until the machine has ended and its process is reaped. May be abandoned and called again.
+    fn wait(&self) -> BoxFuture<'_, ExitReason>;
+
+    /// Ends the machine at once, without a word to the guest, and waits, 10 s at most, until its process is reaped.
+    fn kill(&self) -> BoxFuture<'_, ()>;
+}
+
+/// Lines returned by [`Vm::console_tail`] and [`Vm::stderr_tail`] at most: what fits on a screen.
+pub const TAIL_LINES: usize = 24;

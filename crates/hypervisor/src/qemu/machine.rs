@@ -1,0 +1,300 @@
+//! One running QEMU.
+
+use std::{
+    fs::File,
+    io::Write,
+    os::{fd::OwnedFd, unix::process::ExitStatusExt},
+    process::{Child, ExitStatus},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, unix::AsyncFd},
+    net::UnixStream,
+    sync::watch,
+    task::JoinHandle,
+    time::timeout,
+};
+
+use super::{process::Process, qmp::Qmp};
+use crate::{BoxFuture, CONSOLE_LOG_LIMIT, Error, ExitCause, ExitReason, Result, Stage, Vm, tail::Tail};
+
+/// How long a killed QEMU may take to go.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the last words of a QEMU that is gone may take to be read.
+const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Read at once from the console or standard error, bytes.
+const READ_SIZE: usize = 4096;
+
+/// What Linux says first when it gives up.
+const PANIC: &str = "Kernel panic - not syncing";
+
+/// Our ends of QEMU's connections.
+pub(super) struct Streams {
+    pub(super) qmp: UnixStream,
+    pub(super) console: UnixStream,
+    pub(super) channel: UnixStream,
+    pub(super) stderr: UnixStream,
+}
+
+/// What the guest and QEMU wrote.
+#[derive(Default)]
+struct Tails {
+    console: Mutex<Tail>,
+    stderr: Mutex<Tail>,
+}
+
+fn lock(tail: &Mutex<Tail>) -> MutexGuard<'_, Tail> {
+    tail.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A machine, and the tasks that look after it.
+pub(super) struct Machine {
+    process: Arc<Process>,
+    channel: Option<UnixStream>,
+    tails: Arc<Tails>,
+    qmp: Qmp,
+    spawned_ns: u64,
+    ended: watch::Receiver<Option<ExitReason>>,
+    watcher: JoinHandle<()>,
+}
+
+impl Machine {
+    /// Takes charge of a QEMU that was just started. `notice` becomes the first line of its standard error.
+    pub(super) fn new(
+        child: Child,
+        streams: Streams,
+        spawned_ns: u64,
+        log: Option<File>,
+        notice: Option<String>,
+    ) -> Result<Self> {
+        let failed = Error::io("watch QEMU's process");
+        let process = Arc::new(Process::new(child).map_err(&failed)?);
+        let exit = process.watch().map_err(&failed)?;
+        let tails = Arc::new(Tails::default());
+        if let Some(notice) = notice {
+            lock(&tails.stderr).push(format!("{notice}\n").as_bytes());
+        }
+        let (qmp, work) = Qmp::connect(streams.qmp);
+        let (report, ended) = watch::channel(None);
+        let watcher = Watcher {
+            process: process.clone(),
+            exit,
+            console: Source { stream: streams.console, open: true },
+            stderr: Source { stream: streams.stderr, open: true },
+            tails: tails.clone(),
+            log: log.map(|file| Log { file, left: CONSOLE_LOG_LIMIT }),
+            qmp: qmp.clone(),
+            qmp_work: tokio::spawn(work),
+        };
+        let watcher = tokio::spawn(watcher.run(report));
+        Ok(Self { process, channel: Some(streams.channel), tails, qmp, spawned_ns, ended, watcher })
+    }
+
+    /// Gives a command to a machine that has not ended.
+    async fn command(&self, command: &'static str) -> Result<()> {
+        let result = self.qmp.execute(command).await;
+        // A connection that broke because QEMU is gone is reported by the cause.
+        if matches!(result, Err(Error::Control(_)))
+            && let Ok(reason) = timeout(LAST_WORDS_DEADLINE, self.wait()).await
+        {
+            return Err(Error::Ended(reason));
+        }
+        result.map(drop)
+    }
+}
+
+impl Vm for Machine {
+    fn take_channel(&mut self) -> Option<UnixStream> {
+        self.channel.take()
+    }
+
+    fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    fn console_tail(&self) -> Vec<String> {
+        lock(&self.tails.console).lines()
+    }
+
+    fn stderr_tail(&self) -> Vec<String> {
+        lock(&self.tails.stderr).lines()
+    }
+
+    fn stages(&self) -> Vec<Stage> {
+        std::iter::once(Stage { name: "spawned", at_ns: self.spawned_ns }).chain(self.qmp.stages()).collect()
+    }
+
+    fn pause(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.command("stop"))
+    }
+
+    fn resume(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.command("cont"))
+    }
+
+    fn wait(&self) -> BoxFuture<'_, ExitReason> {
+        let mut ended = self.ended.clone();
+        Box::pin(async move {
+            let reason = ended.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+            // Without a watcher the runtime is being torn down, and the process with it.
+            reason.unwrap_or_else(|| ExitReason {
+                pid: self.process.pid(),
+                cause: ExitCause::Killed,
+                stderr: self.stderr_tail(),
+            })
+        })
+    }
+
+    fn kill(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if self.ended.borrow().is_none() {
+                self.process.kill();
+                // The kernel has been told; a process that it cannot end now, nobody can.
+                let _too_late = timeout(KILL_DEADLINE, self.wait()).await;
+            }
+        })
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.process.end();
+        self.watcher.abort();
+    }
+}
+
+/// A stream that is read to its end.
+struct Source {
+    stream: UnixStream,
+    open: bool,
+}
+
+impl Source {
+    /// Reads something; pends for ever once the end was seen. May be abandoned without losing anything.
+    async fn read(&mut self, buffer: &mut [u8; READ_SIZE]) -> usize {
+        if !self.open {
+            return std::future::pending().await;
+        }
+        let count = self.stream.read(buffer).await.unwrap_or(0);
+        self.open = count > 0;
+        count
+    }
+}
+
+/// The console's file for debugging.
+struct Log {
+    file: File,
+    left: u64,
+}
+
+impl Log {
+    /// Appends, up to the limit. What cannot be written is lost: this is an aid, not a record.
+    fn write(&mut self, data: &[u8]) {
+        let count = data.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        self.left = match self.file.write_all(&data[..count]) {
+            Ok(()) => self.left - count as u64,
+            Err(_) => 0,
+        };
+    }
+}
+
+/// The task that reads what the guest and QEMU write, and sees QEMU end.
+struct Watcher {
+    process: Arc<Process>,
+    exit: AsyncFd<OwnedFd>,
+    console: Source,
+    stderr: Source,
+    tails: Arc<Tails>,
+    log: Option<Log>,
+    qmp: Qmp,
+    qmp_work: JoinHandle<()>,
+}
+
+impl Watcher {
+    async fn run(mut self, report: watch::Sender<Option<ExitReason>>) {
+        let status = self.until_exit().await;
+        self.read_last_words().await;
+        let cause = self.cause(status);
+        let stderr = lock(&self.tails.stderr).lines();
+        report.send_replace(Some(ExitReason { pid: self.process.pid(), cause, stderr }));
+    }
+
+    async fn until_exit(&mut self) -> ExitStatus {
+        let (mut console, mut stderr) = ([0; READ_SIZE], [0; READ_SIZE]);
+        loop {
+            tokio::select! {
+                count = self.console.read(&mut console) => self.heard(&console[..count]),
+                count = self.stderr.read(&mut stderr) => lock(&self.tails.stderr).push(&stderr[..count]),
+                ready = self.exit.readable() => {
+                    if let Some(status) = self.process.status() {
+                        return status;
+                    }
+                    if let Ok(mut ready) = ready {
+                        ready.clear_ready();
+                    }
+                }
+            }
+        }
+    }
+
+    fn heard(&mut self, data: &[u8]) {
+        lock(&self.tails.console).push(data);
+        if let Some(log) = &mut self.log {
+            log.write(data);
+        }
+    }
+
+    /// Reads what is left in the sockets of a process that is gone. Nobody else has their other ends.
+    async fn read_last_words(&mut self) {
+        let all = async {
+            let mut buffer = [0; READ_SIZE];
+            while self.console.open {
+                let count = self.console.read(&mut buffer).await;
+                self.heard(&buffer[..count]);
+            }
+            while self.stderr.open {
+                let count = self.stderr.read(&mut buffer).await;
+                lock(&self.tails.stderr).push(&buffer[..count]);
+            }
+            let _ended = (&mut self.qmp_work).await;
+        };
+        // Late words are no words: the reason of the end must not wait for them.
+        let _incomplete = timeout(LAST_WORDS_DEADLINE, all).await;
+        self.qmp_work.abort();
+    }
+
+    fn cause(&self, status: ExitStatus) -> ExitCause {
+        if let Some(signal) = status.signal() {
+            return if self.process.was_killed(status) { ExitCause::Killed } else { ExitCause::Signal(signal) };
+        }
+        if let Some(line) = lock(&self.tails.console).find_last(PANIC) {
+            return ExitCause::Panic(line);
+        }
+        match (status.code(), self.qmp.shutdown().as_deref()) {
+            (Some(code), _) if code != 0 => ExitCause::Code(code),
+            (_, Some("guest-shutdown")) => ExitCause::PowerOff,
+            (_, Some("guest-reset")) => ExitCause::Reboot,
+            _ => ExitCause::Quit,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_has_an_end() {
+        let path = std::env::temp_dir().join(format!("hypervisor-log-{}", std::process::id()));
+        let mut log = Log { file: File::create(&path).unwrap(), left: 10 };
+        for _ in 0..5 {
+            log.write(b"abc");
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), b"abcabcabca");
+        std::fs::remove_file(path).unwrap();
+    }
+}

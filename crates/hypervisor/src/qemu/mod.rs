@@ -1,0 +1,212 @@
+//! QEMU as the hypervisor.
+//!
+//! # How it is started
+//!
+//! Everything QEMU shares with us is an inherited descriptor: QMP, the guest's console, the channel and the vhost-user
+//! connection are socket pairs, so that nothing lies in the file system that somebody else could connect to. The kernel
+//! and the RAM disk are opened by us and named to QEMU as `/proc/self/fd/N`, so that it needs no way through the directories above
+//! them. The process (see `sys/spawn.rs`) has a user id of its own, no capabilities, no way to new privileges, its own network, IPC
+//! and host name namespaces, no core dumps, no foreign descriptors, and dies with its parent; QEMU's own seccomp filter (`-sandbox`) takes away
+//! fork, exec and changing ids.
+//!
+//! # What the machine has
+//!
+//! A q35 without everything that can be left out, and three devices: a serial port for the console, virtio-serial for the
+//! channel, virtio-fs if there is something to share. `args.rs` gives the reason for each argument.
+//!
+//! # KVM and the user id
+//!
+//! With KVM, QEMU opens `/dev/kvm` itself. If the device's group may read and write it, QEMU gets that group as its
+//! supplementary one. If it is root's alone, QEMU keeps root's user id, without any capability; [`crate::Vm::stderr_tail`] says so
+//! in its first line. Making the device accessible to a group (`chgrp kvm /dev/kvm; chmod 660 /dev/kvm`) is the remedy.
+
+mod args;
+mod machine;
+mod process;
+mod qmp;
+
+use std::{
+    fs::{self, File},
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{MetadataExt, PermissionsExt},
+            net::UnixStream as StdStream,
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use tokio::net::UnixStream;
+
+use self::args::Descriptors;
+use crate::{
+    Accelerator, BoxFuture, Capabilities, Error, Hypervisor, Result, Vm, VmConfig, image,
+    sys::{
+        monotonic_ns,
+        spawn::{Confinement, number, spawn},
+    },
+};
+
+/// Most virtual CPUs: what a q35 without an interrupt-remapping IOMMU addresses.
+pub const MAX_VCPUS: u32 = 255;
+
+/// What only QEMU understands.
+#[derive(Debug, Clone)]
+pub struct QemuConfig {
+    /// The program, absolute.
+    pub path: PathBuf,
+    /// QEMU's name of the machine: `q35` or one of its versions, `pc-q35-…`. `None`: `q35`.
+    pub machine_type: Option<String>,
+    /// What executes the guest's code. [`Accelerator::Auto`] lets QEMU itself try KVM and then TCG; callers should decide by
+    /// [`crate::choose_accelerator`], which knows more.
+    pub accelerator: Accelerator,
+}
+
+/// The driver. Holds nothing but its configuration; every machine is independent of it.
+#[derive(Debug, Clone)]
+pub struct Qemu {
+    config: QemuConfig,
+}
+
+impl Qemu {
+    /// A driver with this configuration. Checks nothing.
+    pub fn new(config: QemuConfig) -> Self {
+        Self { config }
+    }
+
+    fn check_program(&self) -> Result<()> {
+        let path = &self.config.path;
+        let fail = |problem: String| Error::File {
+            what: "QEMU program",
+            path: path.clone(),
+            problem,
+            remedy: "install qemu-system-x86 or set path in the configuration to a qemu-system program".into(),
+        };
+        let metadata = fs::metadata(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => fail("does not exist".into()),
+            _ => fail(format!("cannot be used ({error})")),
+        })?;
+        if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 {
+            return Err(fail("is not an executable file".into()));
+        }
+        args::check_machine_type(self.config.machine_type.as_deref())
+    }
+
+    fn check_demands(&self, config: &VmConfig) -> Result<()> {
+        let refuse =
+            |setting, value: String, expected: &str| Err(Error::Setting { setting, value, expected: expected.into() });
+        if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
+            return refuse("vcpus", config.vcpus.to_string(), "1 to 255 virtual CPUs are possible");
+        }
+        if config.memory_mib == 0 {
+            return refuse("memory_mib", "0".into(), "a guest needs memory");
+        }
+        if config.kernel_params.chars().any(|c| c.is_control()) {
+            return refuse("kernel_params", config.kernel_params.clone(), "one line of text was expected");
+        }
+        if config.uid == Some(u32::MAX) {
+            return refuse("uid", u32::MAX.to_string(), "that number means \"no user\" to the kernel");
+        }
+        let name = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
+        // 36 bytes in the device's configuration space, and QEMU wants the last one to be 0.
+        if let Some(fs) = &config.shared_fs
+            && (fs.tag.is_empty() || fs.tag.len() > 35 || !fs.tag.chars().all(name))
+        {
+            return refuse("shared_fs tag", fs.tag.clone(), "1 to 35 letters, digits, '.', '_' and '-' were expected");
+        }
+        Ok(())
+    }
+
+    fn start_now(&self, config: VmConfig) -> Result<Box<dyn Vm>> {
+        self.check_program()?;
+        self.check_demands(&config)?;
+        let kernel = image::open_kernel(&config.kernel)?;
+        let initrd = image::open_initrd(&config.initrd)?;
+        let privileged = rustix::process::geteuid().is_root();
+        let (uid, group, notice) = self.identity(config.uid.filter(|_| privileged));
+        if uid.is_some_and(|uid| uid != 0) {
+            image::require_world_readable("guest kernel", &config.kernel, &kernel)?;
+            image::require_world_readable("guest image", &config.initrd, &initrd)?;
+        }
+
+        let log = if config.debug { Some(open_console_log(&config.run_dir)?) } else { None };
+        let (qmp, qmp_theirs) = socket_pair()?;
+        let (console, console_theirs) = socket_pair()?;
+        let (channel, channel_theirs) = socket_pair()?;
+        let (stderr, stderr_theirs) = socket_pair()?;
+        let (kernel, initrd) = (OwnedFd::from(kernel), OwnedFd::from(initrd));
+        let descriptors = Descriptors {
+            qmp: number(&qmp_theirs),
+            console: number(&console_theirs),
+            channel: number(&channel_theirs),
+            kernel: number(&kernel),
+            initrd: number(&initrd),
+            shared_fs: config.shared_fs.as_ref().map(|fs| number(&fs.socket)),
+        };
+        let arguments = args::arguments(&self.config, &config, &descriptors);
+        let mut inherit = vec![qmp_theirs, console_theirs, channel_theirs, kernel, initrd];
+        inherit.extend(config.shared_fs.map(|fs| fs.socket));
+
+        let mut command = Command::new(&self.config.path);
+        let stdout = stderr_theirs.try_clone().map_err(Error::io("duplicate a descriptor"))?;
+        command.args(arguments).current_dir("/").env_clear();
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr_theirs);
+        let child = spawn(command, Confinement { inherit, uid, group, privileged })
+            .map_err(|(step, source)| Error::Spawn { path: self.config.path.clone(), step, source })?;
+        let spawned_ns = monotonic_ns();
+        let streams = machine::Streams { qmp, console, channel, stderr };
+        Ok(Box::new(machine::Machine::new(child, streams, spawned_ns, log, notice)?))
+    }
+
+    /// Who QEMU is to be: user and group id, supplementary group, and what the user should be told about that.
+    fn identity(&self, uid: Option<u32>) -> (Option<u32>, Option<u32>, Option<String>) {
+        let Some(uid) = uid else { return (None, None, None) };
+        if self.config.accelerator == Accelerator::Tcg {
+            return (Some(uid), None, None);
+        }
+        let Ok(device) = fs::metadata("/dev/kvm") else { return (Some(uid), None, None) };
+        match device.mode() & 0o7777 {
+            mode if mode & 0o006 == 0o006 => (Some(uid), None, None),
+            mode if mode & 0o060 == 0o060 => (Some(uid), Some(device.gid()), None),
+            mode => {
+                let notice = format!(
+                    "QEMU runs as root, without capabilities, because /dev/kvm has mode {mode:04o}: give it a group that may use it (chgrp kvm /dev/kvm; chmod 660 /dev/kvm)"
+                );
+                (Some(0), None, Some(notice))
+            }
+        }
+    }
+}
+
+impl Hypervisor for Qemu {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { shared_fs: true, pause: true, max_vcpus: MAX_VCPUS }
+    }
+
+    fn check(&self, kernel: &Path, initrd: &Path) -> Result<()> {
+        self.check_program()?;
+        image::open_kernel(kernel)?;
+        image::open_initrd(initrd)?;
+        Ok(())
+    }
+
+    fn start(&self, config: VmConfig) -> BoxFuture<'_, Result<Box<dyn Vm>>> {
+        Box::pin(async move { self.start_now(config) })
+    }
+}
+
+/// A connected pair: our end for tokio, theirs blocking, as a descriptor.
+fn socket_pair() -> Result<(UnixStream, OwnedFd)> {
+    let failed = Error::io("make a pair of sockets for QEMU");
+    let (ours, theirs) = StdStream::pair().map_err(&failed)?;
+    ours.set_nonblocking(true).map_err(&failed)?;
+    Ok((UnixStream::from_std(ours).map_err(&failed)?, theirs.into()))
+}
+
+/// Where the console is kept for debugging.
+fn open_console_log(run_dir: &Path) -> Result<File> {
+    File::create(run_dir.join(crate::CONSOLE_LOG))
+        .map_err(Error::io("create the console log in the sandbox's directory"))
+}

@@ -1,0 +1,23 @@
+//! All of this crate that is unsafe: what happens between fork and exec, the ioctls of `/dev/kvm`, and tokio's
+//! registration of a descriptor.
+
+pub(crate) mod kvm;
+pub(crate) mod spawn;
+
+use std::{io, os::fd::OwnedFd};
+
+use rustix::time::{ClockId, clock_gettime};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// A descriptor whose readability can be awaited.
+pub(crate) fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open as long as it lives, always the same number, and nothing closes or replaces it while the
+    // `AsyncFd` owns it.
+    Ok(unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?)
+}
+
+/// `CLOCK_MONOTONIC`, nanoseconds.
+pub(crate) fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
