@@ -52,7 +52,7 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 SOURCES
     local own=(-o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$dir/parts" -o "Dir::State::lists=$dir/lists")
     quietly apt "${own[@]}" update
-    quietly apt "${own[@]}" install -y --no-install-recommends -t "$codename-backports" qemu-system-x86
+    quietly apt "${own[@]}" install -y --no-remove --no-install-recommends -t "$codename-backports" qemu-system-x86
 }
 
 install_packages() {
@@ -69,10 +69,10 @@ install_packages() {
     update_lists
     for name in "${missing[@]}"; do
         say "installing $name (apt-get install)"
-        if [ "$name" = qemu-system-x86 ] && ! apt install -s --no-install-recommends "$name" >/dev/null 2>&1; then
+        if [ "$name" = qemu-system-x86 ] && ! apt install -s --no-remove --no-install-recommends "$name" >/dev/null 2>&1; then
             install_qemu_from_backports
         else
-            quietly apt install -y --no-install-recommends "$name"
+            quietly apt install -y --no-remove --no-install-recommends "$name"
         fi
     done
 }
