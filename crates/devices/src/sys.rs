@@ -320,4 +320,38 @@ mod tests {
         assert_eq!(error, libc::ENOENT.to_ne_bytes());
         rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap();
     }
+
+    /// How a child ends that installs the filter and then runs `attempt`.
+    fn filtered(attempt: fn() -> i32) -> rustix::process::WaitStatus {
+        // SAFETY: the C library makes the allocator usable in the child, which uses nothing else that could be locked.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            exit_now(if forbid_namespaces().is_ok() { attempt() } else { 99 });
+        }
+        rustix::process::waitpid(Pid::from_raw(pid), rustix::process::WaitOptions::empty()).unwrap().unwrap().1
+    }
+
+    #[test]
+    fn the_filter_kills_who_makes_a_namespace_and_lets_threads_be_made() {
+        for attempt in [
+            // SAFETY: no pointers.
+            || unsafe { libc::unshare(libc::CLONE_NEWUSER) },
+            // SAFETY: no pointers.
+            || unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) },
+            // SAFETY: without CLONE_VM, this is fork(2).
+            || unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_NEWUSER | libc::SIGCHLD, 0, 0, 0, 0) as i32 },
+        ] {
+            assert_eq!(filtered(attempt).terminating_signal(), Some(libc::SIGSYS));
+        }
+        // SAFETY: no pointers that are used: the call must not get that far.
+        let clone3 = || match unsafe { libc::syscall(libc::SYS_clone3, ptr::null::<u8>(), 0) } {
+            -1 => io::Error::last_os_error().raw_os_error().unwrap_or(0),
+            _ => 0,
+        };
+        assert_eq!(filtered(clone3).exit_status(), Some(libc::ENOSYS));
+        // SAFETY: no pointers.
+        let allowed = || unsafe { libc::unshare(libc::CLONE_FS) };
+        assert_eq!(filtered(allowed).exit_status(), Some(0));
+        assert_eq!(filtered(|| i32::from(std::thread::spawn(|| ()).join().is_err())).exit_status(), Some(0));
+    }
 }

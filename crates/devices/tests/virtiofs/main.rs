@@ -121,7 +121,10 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        // The shared directory, if the test made one there: what is beneath it is not to be removed through it.
+        let _ = rustix::mount::unmount(self.0.join("at"), rustix::mount::UnmountFlags::DETACH);
+        let removed = fs::remove_dir_all(&self.0);
+        assert!(std::thread::panicking() || removed.is_ok(), "{removed:?}");
     }
 }
 
