@@ -85,7 +85,9 @@ pub fn launch(launch: Launch<'_>) -> Result<Running> {
     let Launch { store, id, bundle, config, stdio, start, begun_ns, warn } = launch;
     store.check_free(id)?;
     let files = config.qemu.locate()?;
-    let kvm = daemon::choose_accelerator(config, store, warn)?;
+    let kvm = daemon::choose_accelerator(config, warn)?;
+    let files = Files::from(files);
+    daemon::check(config, &files, kvm)?;
     let Translated { spec, seccomp, shares, trees } = translate(id, bundle)?;
     let demand = demand(&spec, &config.qemu);
 
@@ -102,7 +104,7 @@ pub fn launch(launch: Launch<'_>) -> Result<Running> {
             stdio: stdio.set(),
             start,
             config: config.clone(),
-            files: Files::from(files),
+            files,
             kvm,
             demand,
             begun_ns,

@@ -375,7 +375,7 @@ impl Store {
             Err(error) => return Err(Error::io(format!("read {}", self.root.display()), error)),
         };
         let mut states: Vec<_> = entries
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter_map(|entry| entry.ok().filter(|entry| entry.path().is_dir())?.file_name().into_string().ok())
             .filter(|name| Self::check_id(name).is_ok())
             .map(|name| {
                 let state = self.state(&name);

@@ -1,7 +1,7 @@
 //! From nothing to a container: the daemon's half of a launch.
 
 use std::{
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::Path,
     process::ExitStatus,
     rc::Rc,
@@ -22,7 +22,7 @@ use crate::{
     Error, Result,
     client::StdioEnds,
     launch::{Boot, Files},
-    store::{ProcessRef, StateDir, Status, Store},
+    store::{ProcessRef, StateDir, Status},
     sys,
     timeline::Timeline,
 };
@@ -62,7 +62,8 @@ pub(super) async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd
     }
     timeline.mark("files-shared");
 
-    let (virtiofs, vhost_socket) = virtiofs::spawn(&virtiofs_config(&boot, &dir), Path::new("/proc/self/exe"))?;
+    let (virtiofs, vhost_socket) =
+        virtiofs::spawn(&virtiofs_config(&boot, shared.path()), Path::new("/proc/self/exe"))?;
     state.virtiofs = ProcessRef::of(virtiofs.pid());
     timeline.mark("virtio-fs-started");
     let driver = qemu(&boot.config, &boot.files, boot.kvm);
@@ -71,14 +72,19 @@ pub(super) async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd
     dir.save(&state)?;
 
     let channel = vm.take_channel().ok_or_else(|| Error::State("the virtual machine has no channel".into()))?;
-    let limits = proxy::Limits { accept_streams: 0, ..proxy::Limits::default() };
-    let (opener, _acceptor, driver) = proxy::connect(channel, proxy::Side::Host, limits);
+    let (opener, _acceptor, channel) = proxy::connect(channel, proxy::Side::Host, proxy::Limits::host());
     let (died, death) = watch::channel(None);
     let (kill, killed) = watch::channel(false);
     let machine = Machine::new(dir.clone(), state, opener, death, kill);
-    tokio::task::spawn_local(watch_for_death(machine.clone(), vm, virtiofs, driver, died, killed));
+    let vm: Rc<dyn Vm> = vm.into();
+    tokio::task::spawn_local(watch_for_death(machine.clone(), vm.clone(), virtiofs, channel, died, killed));
 
     let created = talk(&machine, boot, stdio, &mut timeline).await;
+    for stage in vm.stages() {
+        timeline.mark_at("vmm", &format!("qemu-{}", stage.name), stage.at_ns);
+    }
+    // From here on the machine is the watcher's alone.
+    drop(vm);
     match created {
         Ok(guest_pid) => {
             timeline.save(&dir)?;
@@ -159,16 +165,15 @@ fn socket_path(dir: &StateDir) -> Result<SocketPath> {
     Ok(SocketPath { _directory: directory, path })
 }
 
-fn virtiofs_config(boot: &Boot, dir: &StateDir) -> virtiofs::Config {
+fn virtiofs_config(boot: &Boot, shared: &Path) -> virtiofs::Config {
     virtiofs::Config {
-        shared_dir: dir.file("shared"),
-        tag: SHARED_FS_TAG.into(),
         cache: match boot.config.qemu.virtio_fs_cache {
             config::VirtioFsCache::Never => virtiofs::Cache::Never,
             config::VirtioFsCache::Metadata => virtiofs::Cache::Metadata,
             config::VirtioFsCache::Auto => virtiofs::Cache::Auto,
             config::VirtioFsCache::Always => virtiofs::Cache::Always,
         },
+        ..virtiofs::Config::new(shared)
     }
 }
 
@@ -178,6 +183,11 @@ fn qemu(config: &Config, files: &Files, kvm: bool) -> Qemu {
         machine_type: config.qemu.machine_type.clone(),
         accelerator: if kvm { hypervisor::Accelerator::Kvm } else { hypervisor::Accelerator::Tcg },
     })
+}
+
+/// Refuses files that cannot be booted, before anything is started.
+pub(crate) fn check(config: &Config, files: &Files, kvm: bool) -> Result<()> {
+    Ok(hypervisor::Hypervisor::check(&qemu(config, files, kvm), &files.kernel, &files.initrd)?)
 }
 
 fn vm_config(boot: &Boot, dir: &StateDir, vhost_socket: OwnedFd) -> VmConfig {
@@ -199,14 +209,19 @@ fn vm_config(boot: &Boot, dir: &StateDir, vhost_socket: OwnedFd) -> VmConfig {
     }
 }
 
+/// Where what is true for the whole host until it boots again is remembered.
+const CACHE_DIR: &str = "/run/kata-containers";
+
 /// Decides between KVM and emulation, before anything is started.
-pub(crate) fn choose_accelerator(config: &Config, store: &Store, warn: &mut dyn FnMut(&str)) -> Result<bool> {
+pub(crate) fn choose_accelerator(config: &Config, warn: &mut dyn FnMut(&str)) -> Result<bool> {
     let wanted = match config.qemu.accelerator {
         config::Accelerator::Auto => hypervisor::Accelerator::Auto,
         config::Accelerator::Kvm => hypervisor::Accelerator::Kvm,
         config::Accelerator::Tcg => hypervisor::Accelerator::Tcg,
     };
-    let choice = hypervisor::choose_accelerator(wanted, store.root())?;
+    // Without the directory each start probes anew, which is all that it costs.
+    let _ = std::fs::DirBuilder::new().mode(0o700).recursive(true).create(CACHE_DIR);
+    let choice = hypervisor::choose_accelerator(wanted, Path::new(CACHE_DIR))?;
     if let Some(warning) = choice.warning {
         warn(&warning);
     }
@@ -219,7 +234,7 @@ const CAUSE_DEADLINE: Duration = Duration::from_secs(2);
 /// Says once, to everybody, who died; ends what is left.
 async fn watch_for_death(
     machine: Rc<Machine>,
-    mut vm: Box<dyn Vm>,
+    vm: Rc<dyn Vm>,
     mut virtiofs: virtiofs::Server,
     channel: proxy::Driver,
     died: watch::Sender<Option<Rc<str>>>,
@@ -228,10 +243,10 @@ async fn watch_for_death(
     let cause = tokio::select! {
         biased;
         _ = killed.wait_for(|killed| *killed) => None,
-        cause = first_death(vm.as_mut(), &mut virtiofs) => Some(cause),
+        cause = first_death(vm.as_ref(), &mut virtiofs) => Some(cause),
         end = channel => {
             // A broken channel is a symptom; the process that died shows as soon as it is reaped.
-            let cause = tokio::time::timeout(CAUSE_DEADLINE, first_death(vm.as_mut(), &mut virtiofs)).await;
+            let cause = tokio::time::timeout(CAUSE_DEADLINE, first_death(vm.as_ref(), &mut virtiofs)).await;
             Some(cause.unwrap_or_else(|_| match end {
                 Ok(()) => "the agent in the guest closed the channel".to_string(),
                 Err(error) => format!("the channel into the guest broke: {error}"),
@@ -239,7 +254,9 @@ async fn watch_for_death(
         }
     };
     vm.kill().await;
-    virtiofs.kill();
+    if let Err(error) = virtiofs.kill() {
+        eprintln!("{}", crate::error::chain(&error));
+    }
     if let Some(cause) = &cause {
         let mut text = cause.clone();
         let console = vm.console_tail();
@@ -259,7 +276,7 @@ async fn watch_for_death(
 }
 
 /// Who died first, of QEMU and the virtio-fs server.
-async fn first_death(vm: &mut dyn Vm, virtiofs: &mut virtiofs::Server) -> String {
+async fn first_death(vm: &dyn Vm, virtiofs: &mut virtiofs::Server) -> String {
     let pid = virtiofs.pid();
     tokio::select! {
         biased;

@@ -27,7 +27,7 @@ use agent_api::frame;
 
 use crate::{Error, Result, api::Reply, launch::Boot, passing, store::StateDir, sys};
 
-pub(crate) use boot::choose_accelerator;
+pub(crate) use boot::{check, choose_accelerator};
 
 /// `argv[0]` under which the executable becomes a sandbox daemon.
 pub const ROLE: &str = "kata-sandbox";
