@@ -20,7 +20,7 @@ as_root() {
     elif command -v sudo >/dev/null; then
         sudo "$@"
     else
-        fail "$1 needs root; run this as root or install sudo"
+        fail "this needs root: $*; run it as root or install sudo"
     fi
 }
 
