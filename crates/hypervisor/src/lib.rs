@@ -200,5 +200,6 @@ pub trait Vm: Send + Sync {
     fn kill(&self) -> BoxFuture<'_, ()>;
 }
 
-/// Lines returned by [`Vm::console_tail`] and [`Vm::stderr_tail`] at most: what fits on a screen.
-pub const TAIL_LINES: usize = 24;
+/// Lines returned by [`Vm::console_tail`] and [`Vm::stderr_tail`] at most: a panic of Linux's with its
+/// trace.
+pub const TAIL_LINES: usize = 40;
