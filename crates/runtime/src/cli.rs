@@ -1,0 +1,482 @@
+//! The command line: options, usage errors, and the way to each command.
+
+use std::{io::Write, path::PathBuf, process::ExitCode};
+
+use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
+use sandbox::store::{DEFAULT_ROOT, Store};
+
+use crate::{Error, Result, commands, log::Log};
+
+/// Run containers, each in a virtual machine of its own
+#[derive(Debug, Parser)]
+#[command(name = "kata-runtime", disable_help_subcommand = false, arg_required_else_help = false)]
+#[command(
+    after_help = "A bundle is a directory with a config.json and a root file system, as the Open Container Initiative \
+                        describes it. `kata-runtime spec` writes a config.json to start from."
+)]
+pub(crate) struct Cli {
+    /// Log what is done
+    #[arg(long)]
+    debug: bool,
+    /// Write messages to this file instead of standard error
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Format of messages: text or json
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log_format: String,
+    /// Directory for the state of containers
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_ROOT)]
+    root: PathBuf,
+    /// Read the configuration from this file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Accepted for callers that pass it; a container's cgroups are in its guest, where no systemd runs
+    #[arg(long)]
+    systemd_cgroup: bool,
+    /// Accepted for callers that pass it: true, false or auto; no cgroup of the host is touched
+    #[arg(long, value_name = "VALUE", default_value = "auto")]
+    rootless: String,
+    /// Print the version
+    #[arg(long, short)]
+    version: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// Arguments beside options. Their number is checked by us, in runc's words.
+#[derive(Debug, Args)]
+pub(crate) struct Ids {
+    /// Name of the container
+    #[arg(value_name = "CONTAINER-ID", num_args = 0..)]
+    arguments: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create a container
+    Create(CreateArgs),
+    /// Create and run a container
+    Run(RunArgs),
+    /// Let a created container run
+    Start(Ids),
+    /// Print the state of a container
+    State(Ids),
+    /// Send a signal, SIGTERM unless another is named, to a container's first process
+    Kill(KillArgs),
+    /// Delete a container and everything that belongs to it
+    Delete(DeleteArgs),
+    /// Run another process in a container
+    Exec(ExecArgs),
+    /// List the processes of a container
+    Ps(PsArgs),
+    /// List the containers
+    List(ListArgs),
+    /// Freeze the processes of a container
+    Pause(Ids),
+    /// Thaw the processes of a container
+    Resume(Ids),
+    /// Write a config.json to start from
+    Spec(SpecArgs),
+    /// Print what this runtime can do, as JSON
+    Features(Ids),
+    /// Print the version
+    Version(Ids),
+}
+
+/// Options of `create`, and of `run`.
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// The bundle's directory [default: the current one]
+    #[arg(long, short, value_name = "DIR")]
+    pub bundle: Option<PathBuf>,
+    /// Unix socket that receives the master of the container's terminal
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// Write there the pid of the host process that stands for the container
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Accepted for callers that pass it; how the root is entered is the guest's affair
+    #[arg(long)]
+    pub no_pivot: bool,
+    /// Accepted for callers that pass it; keyrings of the host do not reach into a guest
+    #[arg(long)]
+    pub no_new_keyring: bool,
+    /// Number of further descriptors to pass; only 0, for none can be passed into a virtual machine
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub preserve_fds: u32,
+    #[command(flatten)]
+    pub ids: Ids,
+}
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub create: CreateArgs,
+    /// Return once the container runs
+    #[arg(long, short)]
+    pub detach: bool,
+    /// Do not delete the container when it has ended
+    #[arg(long)]
+    pub keep: bool,
+    /// Accepted for callers that pass it; nothing is reparented to this command
+    #[arg(long)]
+    pub no_subreaper: bool,
+}
+
+/// Options of `kill`.
+#[derive(Debug, Args)]
+pub(crate) struct KillArgs {
+    /// Send it to every process of the container
+    #[arg(long, short)]
+    pub all: bool,
+    /// Name of the container, and the signal's name or number
+    #[arg(value_name = "CONTAINER-ID [SIGNAL]", num_args = 0..)]
+    pub arguments: Vec<String>,
+}
+
+/// Options of `delete`.
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// Kill it first if it still runs
+    #[arg(long, short)]
+    pub force: bool,
+    #[command(flatten)]
+    pub ids: Ids,
+}
+
+/// Options of `exec`.
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    /// Unix socket that receives the master of the process's terminal
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// Working directory in the container
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<String>,
+    /// Set an environment variable
+    #[arg(long, short, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Give it a terminal
+    #[arg(long, short)]
+    pub tty: bool,
+    /// User and group, by number
+    #[arg(long, short, value_name = "UID[:GID]")]
+    pub user: Option<String>,
+    /// Further groups, by number
+    #[arg(long, short = 'g', value_name = "GID", allow_negative_numbers = true)]
+    pub additional_gids: Vec<i64>,
+    /// Read the process from this JSON file
+    #[arg(long, short, value_name = "FILE")]
+    pub process: Option<PathBuf>,
+    /// Return once the process runs
+    #[arg(long, short)]
+    pub detach: bool,
+    /// Write there the pid of the host process that stands for the process
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Refused: the guest's kernel has no SELinux
+    #[arg(long, value_name = "LABEL")]
+    pub process_label: Option<String>,
+    /// Refused: the guest's kernel has no AppArmor
+    #[arg(long, value_name = "PROFILE")]
+    pub apparmor: Option<String>,
+    /// Never let it gain privileges
+    #[arg(long)]
+    pub no_new_privs: bool,
+    /// Add a capability
+    #[arg(long, short, value_name = "CAP")]
+    pub cap: Vec<String>,
+    /// Number of further descriptors to pass; only 0, for none can be passed into a virtual machine
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub preserve_fds: u32,
+    /// Refused: the process always joins the container's cgroup
+    #[arg(long, value_name = "CGROUP")]
+    pub cgroup: Vec<String>,
+    /// Accepted for callers that pass it; no process can be started in a frozen container
+    #[arg(long)]
+    pub ignore_paused: bool,
+    /// Name of the container, and the command with its arguments
+    #[arg(value_name = "CONTAINER-ID [COMMAND", num_args = 0.., trailing_var_arg = true, allow_hyphen_values = true)]
+    pub arguments: Vec<String>,
+}
+
+/// Options of `ps`.
+#[derive(Debug, Args)]
+pub(crate) struct PsArgs {
+    /// table or json
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub format: String,
+    /// Name of the container, and `-ef` or `-o COLUMN,...`
+    #[arg(value_name = "CONTAINER-ID [PS OPTION", num_args = 0.., trailing_var_arg = true, allow_hyphen_values = true)]
+    pub arguments: Vec<String>,
+}
+
+/// Options of `list`.
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// table or json
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub format: String,
+    /// Print names only
+    #[arg(long, short)]
+    pub quiet: bool,
+    #[arg(hide = true, num_args = 0..)]
+    pub arguments: Vec<String>,
+}
+
+/// Options of `spec`.
+#[derive(Debug, Args)]
+pub(crate) struct SpecArgs {
+    /// The bundle's directory [default: the current one]
+    #[arg(long, short, value_name = "DIR")]
+    pub bundle: Option<PathBuf>,
+    /// With a user namespace, for a user who is not root
+    #[arg(long)]
+    pub rootless: bool,
+    #[arg(hide = true, num_args = 0..)]
+    pub arguments: Vec<String>,
+}
+
+/// What every command is given.
+pub(crate) struct Context {
+    /// The containers.
+    pub store: Store,
+    /// Where messages go.
+    pub log: Log,
+    /// The configuration file named on the command line.
+    pub config_file: Option<PathBuf>,
+    /// `CLOCK_MONOTONIC` when the command began, nanoseconds.
+    pub begun_ns: u64,
+}
+
+/// Commands of runc that this version does not have.
+const ABSENT: [&str; 4] = ["checkpoint", "events", "restore", "update"];
+/// Exit code for a command that does not exist, as runc.
+const NO_SUCH_COMMAND: u8 = 3;
+/// Exit code of an `exec` that started nothing, as runc.
+const EXEC_FAILED: u8 = 255;
+
+/// The command line's main function.
+pub(crate) fn main(begun_ns: u64) -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return unusable(&error),
+    };
+    if cli.version {
+        return print(&commands::version::text(), &Log::plain());
+    }
+    let log = match cli.log_format.parse().and_then(|format| Log::open(cli.log.as_deref(), format, cli.debug)) {
+        Ok(log) => log,
+        Err(error) => {
+            Log::plain().fatal(&error.chain());
+            return ExitCode::FAILURE;
+        }
+    };
+    let Some(command) = cli.command else {
+        return print(&Cli::command().render_help().to_string(), &log);
+    };
+    if !matches!(cli.rootless.as_str(), "auto" | "true" | "false") {
+        log.fatal(&format!("--rootless {}: true, false or auto is expected", cli.rootless));
+        return ExitCode::FAILURE;
+    }
+    let context = Context { store: Store::new(cli.root), log, config_file: cli.config, begun_ns };
+    if cli.systemd_cgroup && matches!(command, Command::Create(_) | Command::Run(_)) {
+        context
+            .log
+            .warning("--systemd-cgroup has no effect: the container's cgroups are in its guest, where no systemd runs");
+    }
+    let (prefix, failure) = match &command {
+        Command::Create(_) => ("kata-runtime create failed: ", 1),
+        Command::Run(_) => ("kata-runtime run failed: ", 1),
+        Command::Exec(_) => ("exec failed: ", EXEC_FAILED),
+        _ => ("", 1),
+    };
+    match carry_out(&context, command) {
+        Ok(code) => code,
+        Err(Failure::Usage(error, command)) => {
+            let help = Cli::command().find_subcommand_mut(command).map(|c| c.render_help().to_string());
+            let _unread = write!(std::io::stdout(), "Incorrect Usage.\n\n{}\n", help.unwrap_or_default());
+            context.log.fatal(&error);
+            ExitCode::FAILURE
+        }
+        Err(Failure::Command(error)) => {
+            context.log.fatal(&format!("{prefix}{}", error.chain()));
+            ExitCode::from(failure)
+        }
+    }
+}
+
+/// Why a command was not carried out.
+enum Failure {
+    /// The wrong number of arguments, for this command.
+    Usage(String, &'static str),
+    Command(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Command(error)
+    }
+}
+
+fn carry_out(context: &Context, command: Command) -> std::result::Result<ExitCode, Failure> {
+    Ok(match command {
+        Command::Create(args) => commands::create::create(context, one("create", &args.ids.arguments)?, &args)?,
+        Command::Run(args) => commands::create::run(context, one("run", &args.create.ids.arguments)?, &args)?,
+        Command::Start(ids) => commands::lifecycle::start(context, one("start", &ids.arguments)?)?,
+        Command::State(ids) => commands::state::state(context, one("state", &ids.arguments)?)?,
+        Command::Kill(args) => {
+            count("kill", &args.arguments, 1, 2)?;
+            commands::kill::kill(context, &args.arguments[0], args.arguments.get(1).map(String::as_str), args.all)?
+        }
+        Command::Delete(args) => commands::lifecycle::delete(context, one("delete", &args.ids.arguments)?, args.force)?,
+        Command::Exec(args) => {
+            count("exec", &args.arguments, 1, usize::MAX)?;
+            commands::exec::exec(context, args)?
+        }
+        Command::Ps(args) => {
+            count("ps", &args.arguments, 1, usize::MAX)?;
+            commands::ps::ps(context, &args.arguments[0], &args.format, &args.arguments[1..])?
+        }
+        Command::List(args) => {
+            count("list", &args.arguments, 0, 0)?;
+            commands::state::list(context, &args.format, args.quiet)?
+        }
+        Command::Pause(ids) => commands::lifecycle::pause(context, one("pause", &ids.arguments)?)?,
+        Command::Resume(ids) => commands::lifecycle::resume(context, one("resume", &ids.arguments)?)?,
+        Command::Spec(args) => {
+            count("spec", &args.arguments, 0, 0)?;
+            commands::spec::spec(args.bundle.as_deref(), args.rootless)?
+        }
+        Command::Features(ids) => {
+            count("features", &ids.arguments, 0, 0)?;
+            print(&commands::features::text()?, &context.log)
+        }
+        Command::Version(ids) => {
+            count("version", &ids.arguments, 0, 0)?;
+            print(&commands::version::text(), &context.log)
+        }
+    })
+}
+
+/// Checks the number of arguments.
+fn count(command: &'static str, arguments: &[String], least: usize, most: usize) -> std::result::Result<(), Failure> {
+    let says = |what: &str, number: usize| {
+        Err(Failure::Usage(format!("kata-runtime: {command:?} requires {what} {number} argument(s)"), command))
+    };
+    match arguments.len() {
+        number if least == most && number != least => says("exactly", least),
+        number if number < least => says("a minimum of", least),
+        number if number > most => says("a maximum of", most),
+        _ => Ok(()),
+    }
+}
+
+/// The only argument.
+fn one<'a>(command: &'static str, arguments: &'a [String]) -> std::result::Result<&'a str, Failure> {
+    count(command, arguments, 1, 1)?;
+    Ok(&arguments[0])
+}
+
+/// Writes a command's output; a reader that has gone is no error worth words.
+pub(crate) fn print(text: &str, log: &Log) -> ExitCode {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            log.fatal(&format!("write to standard output: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// [`print`], for commands.
+pub(crate) fn output(context: &Context, text: &str) -> Result<ExitCode> {
+    Ok(print(text, &context.log))
+}
+
+/// Answers a command line that cannot be understood, or that asks for help.
+fn unusable(error: &clap::Error) -> ExitCode {
+    let log = Log::plain();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::DisplayVersion => {
+            print(&error.render().to_string(), &log)
+        }
+        ErrorKind::InvalidSubcommand => {
+            let name = error.get(clap::error::ContextKind::InvalidSubcommand).map(ToString::to_string);
+            let name = name.unwrap_or_default();
+            if ABSENT.contains(&name.as_str()) {
+                log.fatal(&format!("{name} is not supported by this version of kata-runtime"));
+                return ExitCode::FAILURE;
+            }
+            log.fatal(&format!("No help topic for '{name}'"));
+            ExitCode::from(NO_SUCH_COMMAND)
+        }
+        _ => {
+            let text = error.render().to_string();
+            let (what, usage) = text.split_once("\n\n").unwrap_or((&text, ""));
+            let _unread = write!(std::io::stdout(), "Incorrect Usage.\n\n{usage}");
+            let what = what.trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" ");
+            log.fatal(&what);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Cli {
+        Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"))
+    }
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_callers_of_runc_write_is_understood() {
+        for line in [
+            "k --root /r --log /l --log-format json --systemd-cgroup create --bundle /b --pid-file /p --console-socket /c x",
+            "k --rootless=auto run -b /b -d --no-pivot --preserve-fds 0 --keep --no-subreaper --no-new-keyring x",
+            "k run x --detach",
+            "k kill --all x 9",
+            "k kill x KILL",
+            "k delete --force x",
+            "k list -q -f json",
+            "k exec --process /p --pid-file /q --detach x",
+            "k exec -g -3 x true",
+        ] {
+            parse(line);
+        }
+    }
+
+    #[test]
+    fn everything_after_an_execs_container_is_its_command() {
+        let arguments = |line| match parse(line).command {
+            Some(Command::Exec(args)) => args.arguments,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(arguments("k exec -t x sh -c exit"), ["x", "sh", "-c", "exit"]);
+        assert_eq!(arguments("k exec x -- id -u"), ["x", "--", "id", "-u"]);
+        assert_eq!(arguments("k exec x ls --tty -d"), ["x", "ls", "--tty", "-d"]);
+    }
+
+    #[test]
+    fn wrong_numbers_of_arguments_are_refused_in_runcs_words() {
+        let refusal = |result| match result {
+            Err(Failure::Usage(text, _)) => text,
+            _ => panic!("accepted"),
+        };
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(refusal(count("run", &[], 1, 1)), "kata-runtime: \"run\" requires exactly 1 argument(s)");
+        assert_eq!(refusal(count("kill", &[], 1, 2)), "kata-runtime: \"kill\" requires a minimum of 1 argument(s)");
+        let three = names(&["a", "b", "c"]);
+        assert_eq!(refusal(count("kill", &three, 1, 2)), "kata-runtime: \"kill\" requires a maximum of 2 argument(s)");
+        assert!(count("ps", &three, 1, usize::MAX).is_ok());
+    }
+}

@@ -1,0 +1,68 @@
+//! `start`, `pause`, `resume` and `delete`: one call to the sandbox each, with runc's words for a state that does not
+//! allow it.
+
+use std::process::ExitCode;
+
+use sandbox::{
+    client::Client,
+    store::{ContainerState, Status},
+};
+
+use crate::{Error, Result, cli::Context};
+
+fn find(context: &Context, id: &str) -> Result<(Client, ContainerState)> {
+    let client = Client::new(&context.store, id)?;
+    let state = context.store.state(id)?;
+    Ok((client, state))
+}
+
+/// `start`.
+pub(crate) fn start(context: &Context, id: &str) -> Result<ExitCode> {
+    let (client, state) = find(context, id)?;
+    match state.status {
+        Status::Created => client.start()?,
+        Status::Stopped => return Err(Error::refused("cannot start a container that has stopped")),
+        Status::Running => return Err(Error::refused("cannot start an already running container")),
+        status => return Err(Error::refused(format!("cannot start a container in the {status} state"))),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `pause`.
+pub(crate) fn pause(context: &Context, id: &str) -> Result<ExitCode> {
+    let (client, state) = find(context, id)?;
+    match state.status {
+        Status::Created | Status::Running => client.pause()?,
+        _ => return Err(Error::refused("container not running")),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `resume`.
+pub(crate) fn resume(context: &Context, id: &str) -> Result<ExitCode> {
+    let (client, state) = find(context, id)?;
+    if state.status != Status::Paused {
+        return Err(Error::refused("container not paused"));
+    }
+    client.resume()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `delete`. As in runc, a container that was created and never started may be deleted without force, and by force also
+/// one that does not exist.
+pub(crate) fn delete(context: &Context, id: &str, force: bool) -> Result<ExitCode> {
+    let client = match Client::new(&context.store, id) {
+        Err(sandbox::Error::NotFound { .. }) if force => return Ok(ExitCode::SUCCESS),
+        other => other?,
+    };
+    let kill = force
+        || match context.store.state(id)?.status {
+            Status::Created => true,
+            Status::Stopped => false,
+            status => {
+                return Err(Error::refused(format!("cannot delete container {id} that is not stopped: {status}")));
+            }
+        };
+    client.delete(kill)?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,50 @@
+//! Why a command failed.
+
+use std::io;
+
+/// Why a command failed. The chain of sources is printed once, joined by `: `.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The sandbox said no, or broke.
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
+    /// The configuration was refused.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// A system call failed.
+    #[error("{step}")]
+    Io {
+        /// What was being done, to which object.
+        step: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The request cannot be carried out. The text is complete.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Result of this crate.
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub(crate) fn io(step: impl Into<String>, source: impl Into<io::Error>) -> Self {
+        Self::Io { step: step.into(), source: source.into() }
+    }
+
+    pub(crate) fn refused(text: impl Into<String>) -> Self {
+        Self::Refused(text.into())
+    }
+
+    /// The whole chain as one line.
+    pub(crate) fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            text.push_str(": ");
+            text.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        text
+    }
+}

@@ -1,0 +1,319 @@
+//! `kata-shim`: the process on the host that stands for one process of a container.
+//!
+//! `create`, `run --detach` and `exec --detach` return and leave this behind, so that callers who wait on a pid, signal it or
+//! look at its exit status find what they would find with a container on the host. It carries the process's stdio,
+//! forwards signals, and ends as the process did. If it is killed, the daemon kills the process.
+//!
+//! It is started through `/proc/self/exe` with the descriptors it needs and becomes a child of whoever reaps its parent's
+//! orphans. One of the descriptors is a pipe: it writes [`READY`] there once it stands for the process, or else why it
+//! cannot.
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+        unix::{net::UnixStream, process::CommandExt},
+    },
+    path::Path,
+    process::{Command, ExitCode},
+    sync::Arc,
+    time::Duration,
+};
+
+use agent_api::{ExitStatus, WindowSize};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::{Errno, FdFlags},
+    time::Timespec,
+};
+use sandbox::{
+    client::{Client, Running},
+    store::Store,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Error, Result, console,
+    foreground::{CONTAINER_GRACE, EXEC_GRACE},
+    pump::Pumps,
+    signals::{Signals, Target},
+    stdio::OurEnds,
+    sys,
+    terminal::{self, Terminal},
+};
+
+/// `argv[0]` under which the executable is this.
+pub(crate) const ROLE: &str = "kata-shim";
+/// Says that it stands for the process.
+const READY: u8 = b'\n';
+/// How long it may take to say so.
+const READY_DEADLINE: Duration = Duration::from_secs(30);
+/// Exit code when the sandbox died before the process ended.
+const LOST: u8 = 255;
+
+/// What a shim is told, as JSON in its only argument.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Plan {
+    id: String,
+    exec: Option<String>,
+    root: std::path::PathBuf,
+    /// Descriptors: the ends of stdio, the connection to the console socket, and the pipe.
+    stdin: Option<RawFd>,
+    stdout: Option<RawFd>,
+    stderr: Option<RawFd>,
+    console: Option<RawFd>,
+    ready: RawFd,
+    /// The terminal's first size, rows and columns.
+    size: Option<(u16, u16)>,
+}
+
+/// What a shim is to stand for.
+pub(crate) struct Job<'a> {
+    /// Where containers are.
+    pub store: &'a Store,
+    /// The container.
+    pub id: &'a str,
+    /// The exec'd process, or the container's first one.
+    pub exec: Option<&'a str>,
+    /// Our ends of its stdio.
+    pub ends: OurEnds,
+    /// Where the master of its terminal is sent, if it has one.
+    pub console: Option<OwnedFd>,
+    /// That terminal's first size.
+    pub size: Option<WindowSize>,
+}
+
+/// Starts a shim, waits until it stands for the process, and returns its pid.
+///
+/// # Errors
+/// It cannot be started, or says why it cannot do its work; it has ended then.
+pub(crate) fn start(job: Job<'_>) -> Result<u32> {
+    let (mut answer, ready) = io::pipe().map_err(|e| Error::io("make a pipe for kata-shim", e))?;
+    let root = std::path::absolute(job.store.root()).map_err(|e| Error::io("find the current directory", e))?;
+    let pass = |descriptor: &dyn AsRawFd, fd: rustix::fd::BorrowedFd<'_>| -> Result<RawFd> {
+        rustix::io::fcntl_setfd(fd, FdFlags::empty()).map_err(|e| Error::io("pass a descriptor to kata-shim", e))?;
+        Ok(descriptor.as_raw_fd())
+    };
+    let pass_end = |end: &Option<UnixStream>| end.as_ref().map(|end| pass(end, end.as_fd())).transpose();
+    let plan = Plan {
+        id: job.id.into(),
+        exec: job.exec.map(Into::into),
+        root,
+        stdin: pass_end(&job.ends.stdin)?,
+        stdout: pass_end(&job.ends.stdout)?,
+        stderr: pass_end(&job.ends.stderr)?,
+        console: job.console.as_ref().map(|socket| pass(socket, socket.as_fd())).transpose()?,
+        ready: pass(&ready, ready.as_fd())?,
+        size: job.size.map(|size| (size.rows, size.cols)),
+    };
+    let plan = serde_json::to_string(&plan).map_err(|e| Error::io("write kata-shim's orders", e))?;
+    let child = Command::new("/proc/self/exe").arg0(ROLE).arg(plan).env_clear().spawn();
+    let mut child = child.map_err(|e| Error::io("start kata-shim", e))?;
+    drop((ready, job));
+
+    let said = listen(&mut answer);
+    if said.as_deref().is_ok_and(|said| said == [READY]) {
+        return Ok(child.id());
+    }
+    // It has ended or is of no use; either way it shall not stay.
+    let _ended = child.kill();
+    let status = child.wait().map_err(|e| Error::io("wait for kata-shim", e))?;
+    match said?.as_slice() {
+        [] => Err(Error::refused(format!("kata-shim (pid {}) died: {status}", child.id()))),
+        reason => Err(Error::refused(String::from_utf8_lossy(reason))),
+    }
+}
+
+/// Everything that comes through the pipe until its end or the deadline.
+fn listen(answer: &mut io::PipeReader) -> Result<Vec<u8>> {
+    let end = std::time::Instant::now() + READY_DEADLINE;
+    let failed = |e: io::Error| Error::io("wait for kata-shim", e);
+    let mut said = Vec::new();
+    loop {
+        let left = end.saturating_duration_since(std::time::Instant::now());
+        let timeout = Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&*answer, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) => {
+                let seconds = READY_DEADLINE.as_secs();
+                return Err(Error::refused(format!(
+                    "kata-shim did not come to stand for the process within {seconds} s"
+                )));
+            }
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(failed(error.into())),
+        }
+        let mut piece = [0; 1024];
+        match answer.read(&mut piece) {
+            Ok(0) => return Ok(said),
+            Ok(count) => said.extend_from_slice(&piece[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+}
+
+/// The shim's main function.
+pub(crate) fn role_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let usage = "kata-shim is started by kata-runtime and has no use by itself";
+    let plan = arguments.next().and_then(|text| serde_json::from_str::<Plan>(text.to_str()?).ok());
+    let Some(plan) = plan else {
+        eprintln!("{usage}");
+        return ExitCode::FAILURE;
+    };
+    let numbers: Vec<RawFd> =
+        [plan.stdin, plan.stdout, plan.stderr, plan.console, Some(plan.ready)].into_iter().flatten().collect();
+    let taken = sys::Inherited::only(&numbers).ok().and_then(|mut inherited| {
+        let ready = inherited.take(plan.ready)?;
+        Some((inherited, File::from(ready)))
+    });
+    let Some((inherited, mut ready)) = taken else {
+        eprintln!("{usage}");
+        return ExitCode::FAILURE;
+    };
+    let attending = match attend(&plan, inherited) {
+        Ok(attending) => attending,
+        Err(error) => {
+            // Whoever started this tells the user.
+            let _gone = ready.write_all(error.chain().as_bytes());
+            return ExitCode::FAILURE;
+        }
+    };
+    if ready.write_all(&[READY]).is_err() {
+        // Nobody will ever know of this process.
+        return ExitCode::FAILURE;
+    }
+    drop(ready);
+    attending.finish(&plan)
+}
+
+struct Attending {
+    running: Running,
+    pumps: Pumps,
+    _signals: Signals,
+}
+
+fn attend(plan: &Plan, mut inherited: sys::Inherited) -> Result<Attending> {
+    let _only_a_name = rustix::thread::set_name(c"kata-shim");
+    rustix::process::setsid().map_err(|e| Error::io("start a session for kata-shim", e))?;
+    rustix::process::chdir("/").map_err(|e| Error::io("change to /", e))?;
+    let signals = Signals::hold()?;
+    let mut socket = |number: Option<RawFd>| number.and_then(|number| inherited.take(number)).map(UnixStream::from);
+    let ends = OurEnds { stdin: socket(plan.stdin), stdout: socket(plan.stdout), stderr: socket(plan.stderr) };
+    let console = plan.console.and_then(|number| inherited.take(number));
+    let size = plan.size.map(|(rows, cols)| WindowSize { rows, cols });
+    let terminal = console.map(|socket| stand_in_terminal(&socket, size)).transpose()?;
+
+    let client = Client::new(&Store::new(&plan.root), &plan.id)?;
+    let running = client.supervise(plan.exec.as_deref())?;
+    let pumps = ends.pump(terminal.is_some(), terminal.as_deref())?;
+    signals.forward_to(Target { client, exec: plan.exec.clone(), terminal });
+    Ok(Attending { running, pumps, _signals: signals })
+}
+
+/// Makes the terminal the caller sees. It becomes this process's controlling one, so that the kernel tells when the
+/// caller sets its size or closes it.
+fn stand_in_terminal(socket: &OwnedFd, size: Option<WindowSize>) -> Result<Arc<Terminal>> {
+    let (master, slave) = terminal::open_pair(size)?;
+    rustix::process::ioctl_tiocsctty(&slave).map_err(|e| Error::io("control the pseudoterminal", e))?;
+    console::send(socket, &master)?;
+    Ok(Arc::new(Terminal::new(slave)))
+}
+
+impl Attending {
+    fn finish(self, plan: &Plan) -> ExitCode {
+        let ended = self.running.wait();
+        let lost = ended.is_err();
+        self.pumps.drain(if plan.exec.is_some() || lost { EXEC_GRACE } else { CONTAINER_GRACE });
+        match ended {
+            Ok(ExitStatus::Code(code)) => ExitCode::from(code),
+            Ok(ExitStatus::Signal(signal)) => {
+                // Nobody wants to debug this program for a fault of that one.
+                let _dumps_then =
+                    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+                sys::die_by(signal.into())
+            }
+            Err(error) => {
+                let _nobody_reads = writeln!(io::stderr(), "kata-shim: container {}: {}", plan.id, error.chain());
+                ExitCode::from(LOST)
+            }
+        }
+    }
+}
+
+/// Writes a pid where the caller will look for it, so that it finds all of it or nothing.
+///
+/// # Errors
+/// The directory cannot be written to.
+pub(crate) fn write_pid_file(path: &Path, pid: u32) -> Result<()> {
+    let name = path.file_name().unwrap_or_default();
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    let temporary = path.with_file_name(hidden);
+    let written = std::fs::write(&temporary, pid.to_string()).and_then(|()| std::fs::rename(&temporary, path));
+    written.map_err(|e| {
+        let _may_never_have_been = std::fs::remove_file(&temporary);
+        Error::io(format!("write the pid file {}", path.display()), e)
+    })
+}
+
+/// Refuses a pid file that could not be written later.
+///
+/// # Errors
+/// Its directory is not there, or it is a directory itself.
+pub(crate) fn check_pid_file(path: &Path) -> Result<()> {
+    let refused = |problem: &str| Err(Error::refused(format!("--pid-file {}: {problem}", path.display())));
+    if path.file_name().is_none() || path.is_dir() {
+        return refused("is a directory; the path of a file is expected");
+    }
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !directory.is_dir() {
+        return refused(&format!("the directory {} does not exist", directory.display()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_come_back_as_they_went() {
+        let plan = Plan {
+            id: "c".into(),
+            exec: Some("e".into()),
+            root: "/run/x".into(),
+            stdin: Some(5),
+            stdout: None,
+            stderr: Some(6),
+            console: None,
+            ready: 9,
+            size: Some((24, 80)),
+        };
+        let text = serde_json::to_string(&plan).unwrap();
+        assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);
+    }
+
+    #[test]
+    fn a_pid_file_appears_whole_and_leaves_nothing_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pid");
+        check_pid_file(&path).unwrap();
+        write_pid_file(&path, 42).unwrap();
+        write_pid_file(&path, 43).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "43");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(check_pid_file(dir.path()).is_err());
+        assert!(check_pid_file(&dir.path().join("no/pid")).unwrap_err().to_string().contains("does not exist"));
+        check_pid_file(Path::new("pid")).unwrap();
+    }
+
+    #[test]
+    fn what_the_pipe_says_is_heard_to_its_end() {
+        let (mut answer, mut ready) = io::pipe().unwrap();
+        ready.write_all(b"no such container").unwrap();
+        drop(ready);
+        assert_eq!(listen(&mut answer).unwrap(), b"no such container");
+    }
+}
