@@ -1,5 +1,7 @@
 //! The command line where no virtual machine is started: what is refused, how, and that it leaves nothing behind.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
 use std::{
     fs,
     path::Path,
