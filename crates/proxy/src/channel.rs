@@ -9,6 +9,7 @@ use tokio::io::ReadBuf;
 use crate::chunks::Chunks;
 use crate::outbound::{Outbound, Turn};
 use crate::seen::Seen;
+use crate::slot::{Half, Slot};
 use crate::wire::{Header, INITIAL_WINDOW, flag};
 use crate::{Error, Limits, Side};
 
@@ -33,86 +34,6 @@ impl Channel {
         drop(stale);
         wakes.into_iter().for_each(Waker::wake);
         result
-    }
-}
-
-/// One direction of a stream, as far as its end is concerned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Half {
-    /// Data may still come.
-    Open,
-    /// It has ended, the peer has not been told.
-    Ending,
-    /// It has ended, and the frame that says so is out or in.
-    Ended,
-}
-
-/// One stream.
-///
-/// A slot stays until its handle is gone **and** the peer has been told; only then does the stream stop counting against
-/// the limits.
-#[derive(Debug)]
-pub(crate) struct Slot {
-    /// Arrived and not read.
-    pub(crate) unread: Chunks,
-    /// What the peer may still send, bytes.
-    pub(crate) recv_window: u32,
-    /// What was read since credit was last granted, bytes.
-    pub(crate) credit: u32,
-    /// What this side may still send, bytes.
-    pub(crate) send_window: u32,
-    pub(crate) reader: Option<Waker>,
-    pub(crate) writer: Option<Waker>,
-    pub(crate) turn: Turn,
-    /// What it asked for when it went into the queue of writers, bytes, at most a turn.
-    pub(crate) wanted: usize,
-    /// Number of the output buffer it last wrote into.
-    pub(crate) last_epoch: u32,
-    /// What it has written since it was last quiet, bytes.
-    pub(crate) burst: u32,
-    /// The peer does not know of it yet.
-    pub(crate) syn: bool,
-    /// The peer opened it and has had no frame on it yet. The acknowledgement travels with the first one.
-    pub(crate) ack: bool,
-    /// A reset is due.
-    pub(crate) rst: bool,
-    /// It is in the queue of streams with control frames to send.
-    pub(crate) queued: bool,
-    pub(crate) write: Half,
-    pub(crate) read: Half,
-    /// The peer has reset it.
-    pub(crate) reset: bool,
-    /// A handle to it exists, or it waits to be accepted.
-    pub(crate) held: bool,
-}
-
-impl Slot {
-    fn new(window: u32) -> Self {
-        Self {
-            unread: Chunks::default(),
-            recv_window: INITIAL_WINDOW,
-            credit: window - INITIAL_WINDOW,
-            send_window: INITIAL_WINDOW,
-            reader: None,
-            writer: None,
-            turn: Turn::None,
-            wanted: 0,
-            last_epoch: 0,
-            burst: 0,
-            syn: false,
-            ack: false,
-            rst: false,
-            queued: false,
-            write: Half::Open,
-            read: Half::Open,
-            reset: false,
-            held: true,
-        }
-    }
-
-    /// Whether nothing more will be said about the stream by this side.
-    pub(crate) fn is_over(&self) -> bool {
-        self.reset || (self.read == Half::Ended && self.write == Half::Ended)
     }
 }
 
@@ -402,7 +323,8 @@ impl Core {
         }
     }
 
-    /// Writes the control frame of one stream, all that is to be said in one, and forgets the stream if that was the end.
+    /// Writes the control frame of one stream, all that is to be said in one, and forgets the stream if that was the
+    /// end.
     pub(crate) fn send_control(&mut self, id: u32) {
         let Some(slot) = self.streams.get_mut(&id) else { return };
         slot.queued = false;

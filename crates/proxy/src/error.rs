@@ -21,8 +21,8 @@ pub enum Error {
     /// The task that drives the channel was dropped before the channel ended.
     #[error("the task that drives the channel was stopped")]
     Abandoned,
-    /// The peer ended the session. The codes are yamux's: 0 is an orderly end, 1 means that this side broke the protocol,
-    /// 2 an internal error of the peer.
+    /// The peer ended the session. The codes are yamux's: 0 is an orderly end, 1 means that this side broke the
+    /// protocol, 2 an internal error of the peer.
     #[error("the peer ended the session with code {code}")]
     GoAway {
         /// The code it gave.

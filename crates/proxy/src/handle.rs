@@ -25,8 +25,8 @@ impl Opener {
         Self { channel }
     }
 
-    /// Opens a stream. Does not wait for the peer: 256 KiB can be written before it has answered, and if it refuses, reads
-    /// and writes fail with [`Error::Reset`].
+    /// Opens a stream. Does not wait for the peer: 256 KiB can be written before it has answered, and if it refuses,
+    /// reads and writes fail with [`Error::Reset`].
     ///
     /// # Errors
     /// [`Error::Closed`] when the channel has ended or the peer wants no new streams, [`Error::TooManyStreams`] and
@@ -47,7 +47,8 @@ impl Opener {
         });
     }
 
-    /// How many streams there are, of both sides, those included that are closed but whose end the peer has not been told.
+    /// How many streams there are, of both sides, those included that are closed but whose end the peer has not been
+    /// told.
     pub fn streams(&self) -> usize {
         self.channel.with(|core| core.streams.len())
     }
@@ -94,13 +95,13 @@ impl fmt::Debug for Acceptor {
 
 /// One byte stream, both ways.
 ///
-/// * Reading gives what arrived, in order; then the end of the file if the peer closed its half, or an [`io::Error`] that
-///   holds the [`Error`] which ended the stream.
-/// * Writing is done when the bytes are in the channel's buffer; there is nothing to flush. They arrive before whatever is
-///   done to the stream afterwards, unless the channel dies.
+/// * Reading gives what arrived, in order; then the end of the file if the peer closed its half, or an [`io::Error`]
+///   that holds the [`Error`] which ended the stream.
+/// * Writing is done when the bytes are in the channel's buffer; there is nothing to flush. They arrive before whatever
+///   is done to the stream afterwards, unless the channel dies.
 /// * `poll_shutdown` closes this side's half. Reading goes on.
-/// * Dropping it before both halves are closed resets it: the peer's writes fail from then on, and its reads once it has
-///   read what had arrived.
+/// * Dropping it before both halves are closed resets it: the peer's writes fail from then on, and its reads once it
+///   has read what had arrived.
 pub struct Stream {
     channel: Arc<Channel>,
     id: u32,

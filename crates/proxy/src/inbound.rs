@@ -1,6 +1,7 @@
 //! What comes in: frames of a peer that is not trusted.
 
-use crate::channel::{Core, Half};
+use crate::channel::Core;
+use crate::slot::Half;
 use crate::wire::{HEADER, Header, INITIAL_WINDOW, Kind, flag};
 use crate::{Error, Violation};
 

@@ -2,8 +2,8 @@
 //!
 //! Host and guest are joined by a single ordered byte channel (a virtio-serial port, a socket). This crate carries any
 //! number of streams over it, each with its own flow control, in the yamux wire protocol
-//! (<https://github.com/hashicorp/yamux/blob/master/spec.md>). Both ends use the same code: the agent in the guest, on a
-//! single-threaded runtime, and the sandbox's daemon on the host.
+//! (<https://github.com/hashicorp/yamux/blob/master/spec.md>). Both ends use the same code: the agent in the guest, on
+//! a single-threaded runtime, and the sandbox's daemon on the host.
 //!
 //! ```
 //! # use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -30,9 +30,9 @@
 //! # Parts
 //!
 //! [`connect`] makes three things that share one state behind a lock. The [`Opener`] and the [`Acceptor`] make
-//! [`Stream`]s; the [`Driver`] is the only one that touches the transport. Streams never touch it: a read takes what has
-//! arrived, a write puts bytes into the output buffer, and both wake the driver when it has something to do. The driver
-//! always reads, whether or not it can write, so two ends can never wait for each other.
+//! [`Stream`]s; the [`Driver`] is the only one that touches the transport. Streams never touch it: a read takes what
+//! has arrived, a write puts bytes into the output buffer, and both wake the driver when it has something to do. The
+//! driver always reads, whether or not it can write, so two ends can never wait for each other.
 //!
 //! # The peer is hostile
 //!
@@ -40,17 +40,18 @@
 //!
 //! * **No allocation by a peer's number.** A length is compared with the stream's window and [`Limits::max_frame`] when
 //!   the header arrives, and is only ever counted down. Buffers grow with bytes that have really arrived.
-//! * **Memory is bounded** by the number of streams times [`Limits::window`], plus a few KiB per stream and
-//!   about 150 KiB per channel. Streams that the peer opens are bounded by [`Limits::accept_streams`] and
-//!   [`Limits::accept_backlog`]; over the limit a stream is reset, and nothing is kept of it. A stream counts until its handle
-//!   is dropped *and* the peer has been told, so opening and resetting in a loop gains nothing.
-//! * **Answers are bounded.** Of several pings that wait for their answer the last one is answered. Credit, resets and ends
-//!   of streams are flags of the stream, not a queue of frames. Refusals are a queue, of bounded length; a
-//!   peer that overruns it loses the channel.
+//! * **Memory is bounded** by the number of streams times [`Limits::window`], plus a few KiB per stream and about 150
+//!   KiB per channel. Streams that the peer opens are bounded by [`Limits::accept_streams`] and
+//!   [`Limits::accept_backlog`]; over the limit a stream is reset, and nothing is kept of it. A stream counts until its
+//!   handle is dropped *and* the peer has been told, so opening and resetting in a loop gains nothing.
+//! * **Answers are bounded.** Of several pings that wait for their answer the last one is answered. Credit, resets and
+//!   ends of streams are flags of the stream, not a queue of frames. Refusals are a queue, of bounded length; a peer
+//!   that overruns it loses the channel.
 //! * **Closed streams.** When this side drops a stream, data may be in flight that the peer had every right to send: as
-//!   much as the stream's window had left. That much is read and thrown away, in sum over all closed streams; more is a violation.
-//! * **Violations** ([`Violation`]) end the channel: a go-away frame is sent if the transport takes it at once, every stream
-//!   fails, and the driver's result says what the peer did.
+//!   much as the stream's window had left. That much is read and thrown away, in sum over all closed streams; more is a
+//!   violation.
+//! * **Violations** ([`Violation`]) end the channel: a go-away frame is sent if the transport takes it at once, every
+//!   stream fails, and the driver's result says what the peer did.
 //!
 //! What is not defended against is a peer that sends valid frames forever, or reads nothing: the first costs time in
 //! proportion to what it sends, the second makes writes wait. Liveness is for the users of the channel to judge, with
@@ -62,9 +63,9 @@
 //! granted back when half of the window has been read.
 //!
 //! Going out, all streams share one buffer of 32 KiB, besides the one that the transport is being given. A write goes
-//! into the buffer at once if there is room and nobody waits; otherwise the stream queues, and each time the transport has taken a buffer
-//! those at the head of the queue get a turn of at most 16 KiB in the next. Small writes of one stream join into one frame.
-//! Two rules keep a flood from delaying the others:
+//! into the buffer at once if there is room and nobody waits; otherwise the stream queues, and each time the transport
+//! has taken a buffer those at the head of the queue get a turn of at most 16 KiB in the next. Small writes of one
+//! stream join into one frame. Two rules keep a flood from delaying the others:
 //!
 //! * Control frames (credit, resets, answers) go ahead of all data that is not in the buffer yet.
 //! * A stream that was quiet may put up to 4 KiB into the buffer ahead of the queue, into room that
@@ -76,6 +77,8 @@
 //! back, never by itself. No keep-alive pings are sent; pings are answered. After a go-away of code 0 no stream can be
 //! opened and the present ones go on; any other code ends the channel.
 
+#![forbid(unsafe_code)]
+
 mod channel;
 mod chunks;
 mod driver;
@@ -84,6 +87,7 @@ mod handle;
 mod inbound;
 mod outbound;
 mod seen;
+mod slot;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -113,8 +117,8 @@ pub struct Limits {
     pub accept_streams: usize,
     /// How many of the peer's streams may wait for [`Acceptor::accept`]; further ones are reset.
     pub accept_backlog: usize,
-    /// How much may have arrived on one stream without having been read, bytes; 256 KiB (less is taken as that: the protocol
-    /// grants it to every stream) to 1 GiB.
+    /// How much may have arrived on one stream without having been read, bytes; 256 KiB (less is taken as that: the
+    /// protocol grants it to every stream) to 1 GiB.
     pub window: u32,
     /// Longest data frame the peer may send, bytes. Ours are at most 16 KiB; other implementations may fill a window.
     pub max_frame: u32,

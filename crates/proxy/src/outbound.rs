@@ -1,13 +1,14 @@
 //! What goes out: one buffer that streams write into by turns.
 //!
 //! There is no buffer per stream. A write goes straight into the channel's one buffer, header and payload, or waits for
-//! its turn. When the transport has taken one buffer, the driver takes the next as a whole, so what is queued in front of
-//! the transport is bounded by two buffers, whatever the number of streams.
+//! its turn. When the transport has taken one buffer, the driver takes the next as a whole, so what is queued in front
+//! of the transport is bounded by two buffers, whatever the number of streams.
 
 use std::collections::VecDeque;
 use std::task::{Context, Poll};
 
-use crate::channel::{Core, Half};
+use crate::channel::Core;
+use crate::slot::Half;
 use crate::wire::{HEADER, Header, Kind, flag};
 use crate::{Error, Violation};
 
@@ -15,7 +16,8 @@ use crate::{Error, Violation};
 /// buffer, so this is one trip to the other side.
 pub(crate) const BUFFER: usize = 32 << 10;
 
-/// What one stream may write in one turn, bytes, header included: half a buffer, so that a buffer always has room for two.
+/// What one stream may write in one turn, bytes, header included: half a buffer, so that a buffer always has room for
+/// two.
 pub(crate) const TURN: usize = 16 << 10;
 
 /// A writer with more than this many bytes waits rather than cut off a piece smaller than this.
@@ -57,7 +59,8 @@ pub(crate) struct Outbound {
     pub(crate) control: VecDeque<u32>,
     /// Streams of the peer that were refused.
     refused: VecDeque<u32>,
-    /// The newest ping that was not answered. Older ones are not: a peer learns nothing from them that this does not say.
+    /// The newest ping that was not answered. Older ones are not: a peer learns nothing from them that this does not
+    /// say.
     pong: Option<u32>,
     /// The session ends with this code.
     go_away: Option<u32>,
@@ -153,8 +156,8 @@ impl Core {
             self.set_writer(id, cx);
             return Poll::Pending;
         }
-        // Control frames go ahead of all data that is not in the buffer yet. Among them is this stream's own opening, so where
-        // they have no room data has none either.
+        // Control frames go ahead of all data that is not in the buffer yet. Among them is this stream's own opening,
+        // so where they have no room data has none either.
         if self.out.buffer.len() < BUFFER + RESERVE {
             self.send_controls();
         }
@@ -247,8 +250,8 @@ impl Core {
             return;
         }
         self.out.epoch = self.out.epoch.wrapping_add(1);
-        // Turns of the previous round that were not used no longer hold up others; their owners may still write when they
-        // come.
+        // Turns of the previous round that were not used no longer hold up others; their owners may still write when
+        // they come.
         self.out.granted = 0;
         let mut left = BUFFER;
         while let Some(id) = self.out.waiting.front() {

@@ -1,7 +1,7 @@
 //! Which stream ids the peer has used.
 
-/// How far out of order a peer may open its streams, in streams. Implementations number a stream before they announce it,
-/// so ids arrive slightly out of order; the one most in use keeps at most 256 unacknowledged.
+/// How far out of order a peer may open its streams, in streams. Implementations number a stream before they announce
+/// it, so ids arrive slightly out of order; the one most in use keeps at most 256 unacknowledged.
 const REACH: u32 = 1024;
 const WORDS: usize = (REACH / 64) as usize;
 

@@ -1,14 +1,16 @@
 //! The yamux frame header, and the numbers that the specification fixes.
 //!
-//! Source: <https://github.com/hashicorp/yamux/blob/master/spec.md>. A header is 12 bytes, big-endian: version (8 bits),
-//! type (8), flags (16), stream id (32), and a value (32) that is a byte count, a credit, a ping's cookie or an error code.
+//! Source: <https://github.com/hashicorp/yamux/blob/master/spec.md>. A header is 12 bytes, big-endian: version (8
+//! bits), type (8), flags (16), stream id (32), and a value (32) that is a byte count, a credit, a ping's cookie or an
+//! error code.
 
 use crate::Violation;
 
 /// Length of a frame header, bytes.
 pub(crate) const HEADER: usize = 12;
 
-/// What each side may send on a new stream before it has been granted any credit, bytes (specification, "Flow Control").
+/// What each side may send on a new stream before it has been granted any credit, bytes (specification, "Flow
+/// Control").
 pub(crate) const INITIAL_WINDOW: u32 = 256 << 10;
 
 const VERSION: u8 = 0;

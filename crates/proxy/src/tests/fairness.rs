@@ -1,8 +1,10 @@
 //! Turns, and what a flood may cost others.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 
 use tokio::io::AsyncWrite;
 
@@ -136,6 +138,11 @@ async fn small_writes_join_into_one_frame() {
     assert_eq!(raw.recv().await.0, Header::window(flag::FIN, 1, 0));
 }
 
+/// Tries once to write more than a turn.
+async fn poll_write(stream: &mut Stream) -> Poll<std::io::Result<usize>> {
+    std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut *stream).poll_write(cx, &[0; 20_000]))).await
+}
+
 #[tokio::test]
 async fn a_writer_that_never_takes_its_turn_holds_up_nobody() {
     let (mut raw, opener, ..) = raw_over(1 << 10, Side::Host, Limits::host());
@@ -143,11 +150,7 @@ async fn a_writer_that_never_takes_its_turn_holds_up_nobody() {
     // Queued, and never polled again, in two ways: one is dropped, the others are not.
     let mut idle: Vec<Stream> = (0..10).map(|_| opener.open().unwrap()).collect();
     for stream in &mut idle {
-        let poll = std::future::poll_fn(|cx| {
-            let poll = std::pin::Pin::new(&mut *stream).poll_write(cx, &[0; 20_000]);
-            std::task::Poll::Ready(poll.is_pending())
-        });
-        assert!(poll.await);
+        assert!(poll_write(stream).await.is_pending());
     }
     idle.pop();
     let mut sent = BTreeMap::<u32, usize>::new();
@@ -157,4 +160,30 @@ async fn a_writer_that_never_takes_its_turn_holds_up_nobody() {
     }
     assert!(sent[&1] > 500_000 && sent[&3] > 500_000, "{sent:?}");
     assert!(idle.iter().all(|stream| sent.get(&stream.id()) == Some(&0)));
+}
+
+#[tokio::test]
+async fn turns_that_are_never_taken_do_not_keep_a_newcomer_from_an_idle_transport() {
+    let (mut raw, opener, ..) = raw_over(1 << 10, Side::Host, Limits::host());
+    let mut idle = [opener.open().unwrap(), opener.open().unwrap()];
+    let mut third = opener.open().unwrap();
+    settle().await;
+    // Both write until they are queued, and never again.
+    let mut left = 0;
+    for stream in &mut idle {
+        while let Poll::Ready(n) = poll_write(stream).await {
+            left += n.unwrap();
+        }
+    }
+    while left > 0 {
+        left -= soon("a frame", raw.recv()).await.1.len();
+    }
+    settle().await;
+    // The queue is empty now, the driver has nothing to do, and both turns are still out.
+    let writer = tokio::spawn(async move { (third.write_all(&[3; 10_000]).await.unwrap(), third).1 });
+    let mut left = 10_000;
+    while left > 0 {
+        left -= soon("a frame", raw.recv()).await.1.len();
+    }
+    soon("the writer", writer).await.unwrap();
 }

@@ -205,6 +205,23 @@ async fn refusals_that_nobody_reads_end_the_channel() {
     assert!(matches!(result, Err(Error::Protocol(Violation::OpenFlood))), "{result:?}");
 }
 
+#[test]
+fn a_dropped_stream_holds_nothing_even_while_its_reset_waits() {
+    let channel = Channel::new(Side::Guest, Limits::guest());
+    let mut payload = Payload::default();
+    let mut frame = data(flag::SYN, 1, 50_000).encode().to_vec();
+    frame.resize(HEADER + 50_000, 0);
+    channel.with(|core| {
+        core.receive(&mut payload, &frame).unwrap();
+        assert!(core.streams[&1].unread.allocated() >= 50_000);
+        core.stop_accepting();
+        assert_eq!(core.streams[&1].unread.allocated(), 0);
+        frame[2..4].copy_from_slice(&0_u16.to_be_bytes());
+        core.receive(&mut payload, &frame).unwrap();
+        assert_eq!(core.streams[&1].unread.allocated(), 0);
+    });
+}
+
 /// What all streams of a channel hold must be within their windows, whatever arrives.
 fn check_memory(channel: &Channel) {
     channel.with(|core| {
@@ -217,8 +234,8 @@ fn check_memory(channel: &Channel) {
     });
 }
 
-/// Frames that mostly keep to the protocol, to a channel of `side` that has opened `own` streams, with a few among them that
-/// do not.
+/// Frames that mostly keep to the protocol, to a channel of `side` that has opened `own` streams, with a few among them
+/// that do not.
 fn plausible(noise: &mut Noise, side: Side, own: u32) -> Vec<u8> {
     let (mut bytes, mut opened) = (Vec::new(), 0);
     for _ in 0..noise.below(120) {

@@ -273,3 +273,33 @@ async fn an_error_is_a_chain_of_sentences() {
          it sent a frame for stream 9, which was never opened"
     );
 }
+
+#[tokio::test]
+async fn after_a_go_away_a_stream_closed_long_before_ends_the_channel_when_it_is_dropped() {
+    let (mut raw, opener, _acceptor, driver) = raw(Side::Host, Limits::host());
+    let mut stream = opener.open().unwrap();
+    stream.shutdown().await.unwrap();
+    raw.recv().await;
+    raw.data(flag::FIN, 1, b"").await;
+    raw.control(Kind::GoAway, 0, 0).await;
+    settle().await;
+    assert!(!driver.is_finished());
+    drop(stream);
+    soon("the driver", driver).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn the_end_of_data_comes_after_the_data_of_its_frame() {
+    let (mut raw, opener, ..) = raw(Side::Host, Limits::host());
+    let mut stream = opener.open().unwrap();
+    raw.recv().await;
+    raw.io.write_all(&Header { kind: Kind::Data, flags: flag::FIN, id: 1, value: 4 }.encode()).await.unwrap();
+    raw.io.write_all(b"ab").await.unwrap();
+    let mut got = [0; 4];
+    soon("the first half", stream.read_exact(&mut got[..2])).await.unwrap();
+    assert!(timeout(Duration::from_millis(20), stream.read(&mut got[2..])).await.is_err(), "it ended too early");
+    raw.io.write_all(b"cd").await.unwrap();
+    soon("the second half", stream.read_exact(&mut got[2..])).await.unwrap();
+    assert_eq!(&got, b"abcd");
+    assert_eq!(soon("the end", stream.read(&mut got)).await.unwrap(), 0);
+}

@@ -166,8 +166,8 @@ async fn random_work_on_many_streams_arrives_whole() {
     assert_eq!((host.streams(), guest.streams()), (0, 0));
 }
 
-/// Both directions of many streams full, readers slower than writers, over a socket and over many threads: the place where
-/// credit that waits behind data would stop everything.
+/// Both directions of many streams full, readers slower than writers, over a socket and over many threads: the place
+/// where credit that waits behind data would stop everything.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn full_streams_with_slow_readers_never_stop() {
     const STREAMS: usize = 64;
