@@ -40,8 +40,8 @@
 //!
 //! * **No allocation by a peer's number.** A length is compared with the stream's window and [`Limits::max_frame`] when
 //!   the header arrives, and is only ever counted down. Buffers grow with bytes that have really arrived.
-//! * **Memory is bounded** by the number of streams times [`Limits::window`], plus a few KiB per stream and about 150
-//!   KiB per channel. Streams that the peer opens are bounded by [`Limits::accept_streams`] and
+//! * **Memory is bounded** by the number of streams times [`Limits::window`], plus at most 32 KiB per stream that holds
+//!   anything and about 200 KiB per channel. Streams that the peer opens are bounded by [`Limits::accept_streams`] and
 //!   [`Limits::accept_backlog`]; over the limit a stream is reset, and nothing is kept of it. A stream counts until its
 //!   handle is dropped *and* the peer has been told, so opening and resetting in a loop gains nothing.
 //! * **Answers are bounded.** Of several pings that wait for their answer the last one is answered. Credit, resets and
