@@ -39,7 +39,7 @@ const CACHE: &str = "kvm-probe";
 /// Decides between KVM and TCG.
 ///
 /// Opening `/dev/kvm` proves little: hosts exist where it opens and every real guest dies. So a guest of a few instructions is
-/// run in a process of its own, which takes a few milliseconds and at most three seconds where KVM hangs. The outcome is kept in the file `kvm-probe` of `cache_dir`
+/// run in a process of its own, which takes a few milliseconds and at most three seconds where KVM hangs. Unless it may pass, like a lack of permission, the outcome is kept in the file `kvm-probe` of `cache_dir`
 /// and holds until the host boots again or the device is made anew; a directory that does not exist or cannot be
 /// written to only means that the next call probes again. Only root's files should be in that directory: whoever can
 /// write there can deny KVM to others.
@@ -72,15 +72,21 @@ fn kvm_works(cache_dir: &Path) -> std::result::Result<(), String> {
         std::io::ErrorKind::NotFound => format!("{DEVICE} does not exist"),
         _ => format!("{DEVICE} cannot be looked at ({error})"),
     })?;
-    let Ok(boot) = fs::read_to_string("/proc/sys/kernel/random/boot_id") else { return kvm::probe() };
+    let Ok(boot) = fs::read_to_string("/proc/sys/kernel/random/boot_id") else {
+        return kvm::probe().map_err(|problem| problem.reason);
+    };
     let key = format!("{} {:x}:{}", boot.trim(), device.rdev(), device.ino());
     let cache = cache_dir.join(CACHE);
     if let Some(known) = recall(&cache, &key) {
         return known;
     }
     let outcome = kvm::probe();
-    // A cache that cannot be written costs time, nothing else.
-    let _slower = remember(&cache, &key, &outcome);
+    let lasting = outcome.as_ref().map_or_else(|problem| problem.lasting, |()| true);
+    let outcome = outcome.map_err(|problem| problem.reason);
+    if lasting {
+        // A cache that cannot be written costs time, nothing else.
+        let _slower = remember(&cache, &key, &outcome);
+    }
     outcome
 }
 

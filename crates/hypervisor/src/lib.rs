@@ -172,7 +172,8 @@ pub trait Vm: Send + Sync {
     fn pid(&self) -> u32;
 
     /// The last lines the guest wrote to its console, oldest first: at most [`TAIL_LINES`], without control characters,
-    /// from a buffer of 64 KiB.
+    /// from a buffer of 64 KiB. After a panic of its kernel they start a little before that, so that the cause is not lost above a long
+    /// trace.
     fn console_tail(&self) -> Vec<String>;
 
     /// The last lines the hypervisor wrote to its standard output and error, in the same form.
@@ -200,6 +201,5 @@ pub trait Vm: Send + Sync {
     fn kill(&self) -> BoxFuture<'_, ()>;
 }
 
-/// Lines returned by [`Vm::console_tail`] and [`Vm::stderr_tail`] at most: a panic of Linux's with its
-/// trace.
-pub const TAIL_LINES: usize = 40;
+/// Lines returned by [`Vm::console_tail`] and [`Vm::stderr_tail`] at most: what fits on a screen.
+pub const TAIL_LINES: usize = 24;

@@ -10,6 +10,9 @@ const CAPACITY: usize = 64 * 1024;
 /// Characters kept of one line.
 const LINE_LIMIT: usize = 400;
 
+/// Lines shown before the one that was looked for: what led to it.
+const BEFORE: usize = 4;
+
 /// The end of a stream of bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Tail {
@@ -29,6 +32,16 @@ impl Tail {
     pub(crate) fn lines(&self) -> Vec<String> {
         let mut lines = self.clean();
         lines.drain(..lines.len().saturating_sub(TAIL_LINES));
+        lines
+    }
+
+    /// As [`Tail::lines`], but starting not later than [`BEFORE`] lines before the last one that contains `text`.
+    pub(crate) fn lines_from(&self, text: &str) -> Vec<String> {
+        let mut lines = self.clean();
+        let end = lines.len().saturating_sub(TAIL_LINES);
+        let found = lines.iter().rposition(|line| line.contains(text));
+        lines.drain(..found.map_or(end, |at| end.min(at.saturating_sub(BEFORE))));
+        lines.truncate(TAIL_LINES);
         lines
     }
 
@@ -112,5 +125,20 @@ mod tests {
         let tail = tail(b"[ 1.0] Kernel panic - not syncing: first\n[ 2.0] Kernel panic - not syncing: second\nmore\n");
         assert_eq!(tail.find_last("Kernel panic").unwrap(), "Kernel panic - not syncing: second");
         assert_eq!(tail.find_last("nothing"), None);
+    }
+
+    #[test]
+    fn a_long_trace_does_not_push_out_its_cause() {
+        let mut tail = Tail::default();
+        let mut write =
+            |text: &str, count: usize| (0..count).for_each(|n| tail.push(format!("{text} {n}\n").as_bytes()));
+        write("before", 10);
+        write("panic", 1);
+        write("trace", 100);
+        let lines = tail.lines_from("panic");
+        assert_eq!((lines.len(), lines[0].as_str(), lines[BEFORE].as_str()), (TAIL_LINES, "before 6", "panic 0"));
+        assert_eq!(tail.lines_from("absent"), tail.lines());
+        let short = super::Tail { bytes: b"a\npanic\nb\n".iter().copied().collect() };
+        assert_eq!(short.lines_from("panic"), ["a", "panic", "b"]);
     }
 }

@@ -117,7 +117,7 @@ impl Vm for Machine {
     }
 
     fn console_tail(&self) -> Vec<String> {
-        lock(&self.tails.console).lines()
+        lock(&self.tails.console).lines_from(PANIC)
     }
 
     fn stderr_tail(&self) -> Vec<String> {

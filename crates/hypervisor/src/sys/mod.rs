@@ -1,6 +1,7 @@
 //! All of this crate that is unsafe: what happens between fork and exec, the ioctls of `/dev/kvm`, and tokio's
 //! registration of a descriptor.
 
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod kvm;
 pub(crate) mod spawn;
 
