@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use agent_api::{ExitStatus, WindowSize};
-use sandbox::client::{Client, Running, StdioEnds};
+use sandbox::{
+    client::{Client, Running, StdioEnds},
+    store::{Status, Store},
+};
 
 use crate::{
     Result,
@@ -49,8 +52,9 @@ impl Foreground {
     pub(crate) fn attend(
         self,
         signals: &Signals,
+        (store, id): (&Store, &str),
         client: &Client,
-        exec: Option<String>,
+        exec: Option<&str>,
         running: Running,
     ) -> Result<ExitStatus> {
         let grace = if exec.is_some() { EXEC_GRACE } else { CONTAINER_GRACE };
@@ -59,14 +63,34 @@ impl Foreground {
         if let Some(size) = self.terminal.as_ref().and_then(|terminal| terminal.size())
             && self.size != Some(size)
         {
-            client.resize(exec.as_deref(), size)?;
+            client.resize(exec, size)?;
         }
         let pumps = self.ends.pump(self.terminal.is_some(), None)?;
-        signals.forward_to(Target { client: client.clone(), exec, terminal: self.terminal });
+        signals.forward_to(Target { client: client.clone(), exec: exec.map(Into::into), terminal: self.terminal });
         let ended = running.wait();
         pumps.drain(if ended.is_ok() { grace } else { EXEC_GRACE });
         signals.hold_again();
         drop(raw);
-        Ok(ended?)
+        Ok(ended.or_else(|error| how_it_ended(store, id, exec, error))?)
+    }
+}
+
+/// How a process ended for which nobody answers any more: killed, if somebody deleted the container.
+///
+/// # Errors
+/// `error` itself, if the sandbox died by itself.
+pub(crate) fn how_it_ended(
+    store: &Store,
+    id: &str,
+    exec: Option<&str>,
+    error: sandbox::Error,
+) -> sandbox::Result<ExitStatus> {
+    const KILLED: ExitStatus = ExitStatus::Signal(9);
+    match store.state(id) {
+        Err(sandbox::Error::NotFound { .. }) => Ok(KILLED),
+        Ok(state) if state.status == Status::Stopped && state.failure.is_none() => {
+            Ok(state.exit.filter(|_| exec.is_none()).unwrap_or(KILLED))
+        }
+        _ => Err(error),
     }
 }

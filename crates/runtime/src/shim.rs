@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result, console,
-    foreground::{CONTAINER_GRACE, EXEC_GRACE},
+    foreground::{CONTAINER_GRACE, EXEC_GRACE, how_it_ended},
     pump::Pumps,
     signals::{Signals, Target},
     stdio::OurEnds,
@@ -226,7 +226,8 @@ impl Attending {
         let ended = self.running.wait();
         let lost = ended.is_err();
         self.pumps.drain(if plan.exec.is_some() || lost { EXEC_GRACE } else { CONTAINER_GRACE });
-        match ended {
+        let store = Store::new(&plan.root);
+        match ended.or_else(|error| how_it_ended(&store, &plan.id, plan.exec.as_deref(), error)) {
             Ok(ExitStatus::Code(code)) => ExitCode::from(code),
             Ok(ExitStatus::Signal(signal)) => {
                 // Nobody wants to debug this program for a fault of that one.

@@ -171,7 +171,7 @@ fn foreground(context: &Context, id: &str, args: &CreateArgs, keep: bool) -> Res
             args.pid_file.as_deref().map_or(Ok(()), |path| shim::write_pid_file(path, std::process::id()))?;
             Ok(supervised)
         })
-        .and_then(|supervised| foreground.attend(&signals, &client, None, supervised));
+        .and_then(|supervised| foreground.attend(&signals, (&context.store, id), &client, None, supervised));
     if !keep || attended.is_err() {
         remove(context, &client);
     }

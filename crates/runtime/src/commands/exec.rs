@@ -49,7 +49,7 @@ pub(crate) fn exec(context: &Context, mut args: ExecArgs) -> Result<ExitCode> {
     if args.detach {
         detached(context, &id, &client, &name, process, &args)
     } else {
-        foreground(&client, &name, process, &args)
+        foreground(context, &id, &client, &name, process, &args)
     }
 }
 
@@ -84,7 +84,14 @@ fn process(context: &Context, state: &ContainerState, args: &mut ExecArgs) -> Re
     process_spec::from_bundle(&state.bundle, changes, &mut |text| context.log.warning(text))
 }
 
-fn foreground(client: &Client, name: &str, mut process: Process, args: &ExecArgs) -> Result<ExitCode> {
+fn foreground(
+    context: &Context,
+    id: &str,
+    client: &Client,
+    name: &str,
+    mut process: Process,
+    args: &ExecArgs,
+) -> Result<ExitCode> {
     let (foreground, theirs) = Foreground::prepare(process.terminal().unwrap_or(false))?;
     if let Some(size) = foreground.size() {
         process.set_console_size(Some(console_size(size)?));
@@ -97,7 +104,7 @@ fn foreground(client: &Client, name: &str, mut process: Process, args: &ExecArgs
         kill(client, name);
         return Err(error);
     }
-    let status = foreground.attend(&signals, client, Some(name.into()), running)?;
+    let status = foreground.attend(&signals, (&context.store, id), client, Some(name), running)?;
     Ok(ExitCode::from(status.shell_code() as u8))
 }
 

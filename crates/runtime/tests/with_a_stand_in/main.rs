@@ -223,6 +223,20 @@ fn a_shim_whose_daemon_dies_ends_with_255() {
 }
 
 #[test]
+fn a_process_whose_container_is_deleted_was_killed() {
+    let (deleted, deletion) = std::sync::mpsc::channel();
+    let deletion = std::sync::Mutex::new(deletion);
+    let container = StandIn::new(Status::Running, move |_| {
+        deletion.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+        None
+    });
+    let shim = detach(&container, &[]);
+    fs::remove_dir_all(container.path("state").join(ID)).unwrap();
+    deleted.send(()).unwrap();
+    assert_eq!(end_of(shim).signal(), Some(9));
+}
+
+#[test]
 fn a_pid_file_that_cannot_be_written_kills_the_process() {
     let container = StandIn::new(Status::Running, |process| {
         assert_eq!(process.told.recv_timeout(PATIENCE).unwrap(), Told::Signal(9));

@@ -19,6 +19,8 @@ use crate::{
 pub(super) const CALL_DEADLINE: Duration = Duration::from_secs(30);
 /// How long after the channel broke the reason may take to show: a killed process has to be reaped first.
 const EPITAPH_DEADLINE: Duration = Duration::from_secs(3);
+/// How a process ends that is killed.
+const KILLED: ExitStatus = ExitStatus::Signal(9);
 /// Ended processes whose status is kept for a later `wait`.
 const REMEMBERED: usize = 256;
 
@@ -193,6 +195,8 @@ impl Machine {
                 read = read => read.map_err(|error| Rc::from(error.chain())),
                 reason = machine.died() => Err(reason),
             };
+            // Deleting a sandbox kills what runs in it, as whoever waits for a process is to hear.
+            let outcome = outcome.or_else(|reason| if *machine.kill.borrow() { Ok(KILLED) } else { Err(reason) });
             if exec.is_none() {
                 machine.first_process_ended(&outcome);
             }
