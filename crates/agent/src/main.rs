@@ -1,2 +1,128 @@
-//! Placeholder.
-fn main() {}
+//! Pid 1 of the guest: brings it up, creates and supervises the containers inside it.
+//!
+//! # Start
+//!
+//! The kernel runs the agent as `/init` of an initrd that holds nothing else but kernel modules. [`boot`] says what is
+//! done in which order; when it is over, the agent serves the channel to the host, and when the channel ends it powers the
+//! guest off. If the agent cannot go on, it says why on the console and ends, and the kernel's panic that follows ends the guest.
+//!
+//! # One thread
+//!
+//! Everything runs on one thread: calls, pumps of stdio and the reaper are tasks that give way to each other only where they
+//! wait. That is what makes it sound to fork and go on in the child with ordinary code ([`container`]), and
+//! why nothing here is locked. Calls that block are made only where they cannot take long.
+//!
+//! # Calls
+//!
+//! Each stream that the host opens is a call or a process's stdio (`agent-api`), answered in [`server`]. Stdio streams wait in [`tokens`] for
+//! the call that names them, and are pumped by [`io`].
+
+mod agent;
+mod boot;
+mod container;
+mod error;
+mod fault;
+mod io;
+mod log;
+mod reaper;
+mod server;
+mod sys;
+mod tokens;
+mod tty;
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use agent::Agent;
+use boot::{Options, Ports, SharedFs, Stages};
+use error::{Error, Step};
+use log::{Log, chain};
+use reaper::Reaper;
+use rustix::process::DumpableBehavior;
+use rustix::system::{RebootCommand, reboot};
+
+fn main() {
+    if std::process::id() != 1 {
+        eprintln!("kata-agent is the init of a guest: it runs as pid 1 only");
+        std::process::exit(2);
+    }
+    let log = Log { level: log::Level::Warn };
+    match run(log) {
+        Ok(()) => power_off(log),
+        Err(error) => {
+            log.error(chain(&error));
+            // The host learns it from the kernel's panic.
+            std::process::exit(1);
+        }
+    }
+}
+
+fn run(mut log: Log) -> Result<(), Error> {
+    let mut stages = Stages::default();
+    stages.done("agent-started");
+    // Containers' processes that share its namespaces must not look into it, nor into its children before they execute.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).step("protecting", "the agent")?;
+    boot::essential_mounts()?;
+    let cmdline = std::fs::read_to_string("/proc/cmdline").step("reading", "/proc/cmdline")?;
+    let options = Options::parse(&cmdline);
+    log.level = options.log;
+    let ports = Ports::listen()?;
+    stages.done("mounts-done");
+    boot::load_modules()?;
+    stages.done("modules-loaded");
+    boot::remaining_mounts()?;
+    let shared = SharedFs::mount();
+    if shared.is_mounted() {
+        stages.done("shared-fs-mounted");
+    }
+    boot::loopback_up()?;
+    rustix::system::sethostname(b"localhost").step("setting the host name to", "localhost")?;
+    let (path, port) = ports.open()?;
+    boot::connect_host(&path, &port)?;
+    stages.done("channel-open");
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .step("starting", "the runtime")?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, serve(log, options, stages, shared, path, port))
+}
+
+async fn serve(
+    log: Log,
+    options: Options,
+    stages: Stages,
+    shared: SharedFs,
+    path: String,
+    port: OwnedFd,
+) -> Result<(), Error> {
+    let agent = Rc::new(Agent {
+        log,
+        options,
+        stages,
+        shared,
+        tokens: tokens::Tokens::default(),
+        reaper: Reaper::new().step("watching", "child processes")?,
+        containers: container::Containers::default(),
+        namespaces: container::OwnNamespaces::open().step("opening", "/proc/self/ns")?,
+        greeted: false.into(),
+    });
+    let reaping = agent.clone();
+    tokio::task::spawn_local(async move { reaping.reaper.run().await });
+    let port = io::Port::new(port).step("registering", path)?;
+    let (_opener, acceptor, driver) = proxy::connect(port, proxy::Side::Guest, proxy::Limits::guest());
+    tokio::task::spawn_local(server::serve(agent, acceptor));
+    Ok(driver.await?)
+}
+
+/// Ends the guest: the host has closed the channel, so nobody is left to serve.
+fn power_off(log: Log) -> ! {
+    log.info("the host has closed the channel: powering off");
+    rustix::fs::sync();
+    // The hypervisor is told not to reboot, so a reset ends it, and needs no ACPI in the guest.
+    let failed = reboot(RebootCommand::Restart);
+    log.error(format_args!("the guest could not be powered off: {failed:?}"));
+    std::process::exit(0);
+}

@@ -1,0 +1,165 @@
+//! Creating and starting containers.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use agent_api::{CreateContainer, Fault, FaultKind};
+use oci_spec::runtime::Spec;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::task::spawn_local;
+
+use super::cgroup::Cgroup;
+use super::child::{First, become_first};
+use super::launch::{Forked, prepare_stdio, start_pumps};
+use super::namespaces::{Namespaces, map_ids};
+use super::status::{ChildEnd, pair};
+use super::{Container, rlimits, sysctl};
+use crate::agent::Agent;
+use crate::boot::CrashPoint;
+use crate::fault::{Context, NOT_STARTED, fault, internal, invalid, prefixed};
+use crate::io::Wiring;
+use crate::sys::{Cloned, clone3};
+
+/// Creates a container and, if asked, starts it.
+///
+/// # Errors
+/// What runc would say; nothing of the container stays.
+pub async fn create(agent: &Rc<Agent>, request: CreateContainer) -> Result<Rc<Container>, Fault> {
+    agent.crash_at(CrashPoint::Create);
+    let CreateContainer { id, spec, stdio, seccomp, start } = request;
+    let mut reservation = agent.containers.reserve(&id)?;
+    let process = spec.process().as_ref().ok_or_else(|| invalid("the specification has no process"))?;
+    let namespaces = Namespaces::new(spec.linux().as_ref())?;
+    check_shared(agent, &spec)?;
+
+    let has_terminal = process.terminal() == Some(true);
+    let streams = agent.tokens.claim(&stdio, has_terminal).await?;
+    let (wiring, streams) = prepare_stdio(streams, has_terminal)?;
+    let linux = spec.linux().as_ref();
+    let cgroup = Cgroup::create(
+        &id,
+        linux.and_then(|linux| linux.cgroups_path().as_deref()),
+        linux.and_then(|linux| linux.resources().as_ref()),
+    )
+    .map_err(|fault| prefixed(NOT_STARTED, fault))?;
+
+    let first = First { id: &id, spec: &spec, process, namespaces, cgroup: cgroup.path(), seccomp: seccomp.as_ref() };
+    let (end, child_end) = pair()?;
+    let forked = fork(agent, &first, &cgroup, &wiring, &child_end);
+    drop(child_end);
+    let Wiring { fds, pumps, .. } = wiring;
+    drop(fds);
+    let pid = match forked {
+        Ok(pid) => pid,
+        Err(fault) => {
+            cgroup.remove_now();
+            return Err(prefixed(NOT_STARTED, fault));
+        }
+    };
+    start_pumps(pumps);
+    let mut forked = Forked { pid, exit: agent.reaper.watch(pid), end, streams };
+    let prepared = async {
+        grant(&first, pid, &forked).map_err(|fault| prefixed(NOT_STARTED, fault))?;
+        if start {
+            // Told before it asks, it does not have to wait.
+            agent.crash_at(CrashPoint::Start);
+            forked.end.go_on()?;
+        }
+        let process = forked.prepared().await?;
+        if start {
+            Forked::executed(&forked.end).await?;
+        }
+        Ok(process)
+    };
+    let init = match prepared.await {
+        Ok(init) => init,
+        Err(fault) => return Err(give_up(&cgroup, pid, fault).await),
+    };
+    let pid = Pid::from_raw(pid.cast_signed()).ok_or_else(|| internal("a process has the id 0"))?;
+    let pidfd = match pidfd_open(pid, PidfdFlags::empty()).context(|| format!("{NOT_STARTED}pidfd_open")) {
+        Ok(pidfd) => pidfd,
+        Err(fault) => return Err(give_up(&cgroup, init.pid, fault).await),
+    };
+    let container = Rc::new(Container {
+        id: id.clone(),
+        init,
+        pidfd,
+        cgroup,
+        namespaces,
+        seccomp,
+        unstarted: RefCell::new(if start { None } else { Some(forked.end) }),
+        paused: Cell::new(false),
+        execs: RefCell::default(),
+    });
+    reservation.container = Some(container.clone());
+    let supervised = container.clone();
+    spawn_local(async move {
+        supervised.init.exit.clone().ended().await;
+        supervised.ended();
+    });
+    if start {
+        agent.crash_soon(CrashPoint::Running);
+    }
+    Ok(container)
+}
+
+/// Refuses what is on the shared file system when that is not there.
+fn check_shared(agent: &Agent, spec: &Spec) -> Result<(), Fault> {
+    let root = spec.root().as_ref().map(oci_spec::runtime::Root::path);
+    let sources = spec.mounts().iter().flatten().filter_map(|mount| mount.source().as_ref());
+    root.into_iter().chain(sources).try_for_each(|path| agent.shared.check(path))
+}
+
+fn fork(
+    agent: &Agent,
+    first: &First<'_>,
+    cgroup: &Cgroup,
+    wiring: &Wiring,
+    child_end: &ChildEnd,
+) -> Result<u32, Fault> {
+    let linux = first.spec.linux().as_ref();
+    sysctl::write(linux.and_then(|linux| linux.sysctl().as_ref()), true)?;
+    let fork = || match clone3(first.namespaces.clone_flags, Some(cgroup.dir())).context(|| "clone3".into())? {
+        Cloned::Parent(pid) => Ok(pid),
+        Cloned::Child => become_first(first, wiring, child_end),
+    };
+    if first.namespaces.time { agent.namespaces.forked_into_new_time(linux, fork) } else { fork() }
+}
+
+/// Does for a process in a new user namespace what it may not do itself.
+fn grant(first: &First<'_>, pid: u32, forked: &Forked) -> Result<(), Fault> {
+    let Some(linux) = first.spec.linux().as_ref().filter(|_| first.namespaces.user) else { return Ok(()) };
+    map_ids(pid, linux)?;
+    rlimits::apply(first.process, Some(pid))?;
+    forked.end.go_on()
+}
+
+/// Kills what there is of a container that could not be created, and says why if the kernel did it.
+async fn give_up(cgroup: &Cgroup, pid: u32, fault: Fault) -> Fault {
+    let out_of_memory = cgroup.was_out_of_memory();
+    // It may have ended.
+    let _ = crate::sys::kill(pid, libc::SIGKILL);
+    // What was wrong first is what matters; an empty cgroup that stays does not.
+    let _ = cgroup.remove().await;
+    if out_of_memory {
+        return internal(format!("{NOT_STARTED}container init was OOM-killed (memory limit too low?)"));
+    }
+    fault
+}
+
+/// Lets a created container's first process run, and waits until it does.
+///
+/// # Errors
+/// When it was started already or has ended.
+pub async fn start(agent: &Agent, container: &Container) -> Result<(), Fault> {
+    agent.crash_at(CrashPoint::Start);
+    if container.is_stopped() {
+        return Err(fault(FaultKind::InvalidState, "cannot start a container that has stopped"));
+    }
+    let end = container.unstarted.borrow_mut().take();
+    let end = end.ok_or_else(|| fault(FaultKind::InvalidState, "cannot start an already running container"))?;
+    end.go_on()?;
+    Forked::executed(&end).await?;
+    agent.crash_soon(CrashPoint::Running);
+    Ok(())
+}

@@ -1,0 +1,279 @@
+//! The mounts of a container's specification.
+//!
+//! Everything is made as a mount that is attached nowhere, gets its attributes, and is then attached to a descriptor of the
+//! place: there is no moment at which it is there with other attributes, and no path that could be changed meanwhile.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use agent_api::{Fault, GUEST_SHARED_DIR};
+use oci_spec::runtime::Mount;
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, fstatfs};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
+
+use super::copy_up;
+use super::in_root::{Kind, Place, Root};
+use super::mount_options::{MountOptions, parse};
+use crate::fault::{internal, invalid, reason};
+use crate::sys::{MountAttr, mount_setattr};
+
+/// `PROC_SUPER_MAGIC` (linux/magic.h).
+const PROC_MAGIC: u64 = 0x9fa0;
+
+/// Files of /proc that may be mounted over: what makes a container see its own share of the machine.
+const PROC_FILES: [&str; 12] = [
+    "cpuinfo",
+    "diskstats",
+    "meminfo",
+    "stat",
+    "swaps",
+    "uptime",
+    "loadavg",
+    "slabinfo",
+    "net/dev",
+    "sys/kernel/ns_last_pid",
+    "sys/crypto/fips_enabled",
+    "filesystems",
+];
+
+/// What the mounts of one container have in common.
+pub struct Mounter<'a> {
+    /// The container's root.
+    pub root: &'a Root,
+    /// Directory of the container's cgroup.
+    pub cgroup: &'a Path,
+    /// It has a cgroup namespace of its own, which this process is in.
+    pub cgroup_namespace: bool,
+}
+
+impl Mounter<'_> {
+    /// Makes one mount.
+    ///
+    /// # Errors
+    /// A fault that names source and destination as runc does.
+    pub fn mount(&self, mount: &Mount) -> Result<(), Fault> {
+        let source = mount.source().clone().unwrap_or_default();
+        let destination = mount.destination();
+        self.try_mount(mount, &source).map_err(|error| {
+            let text = match error {
+                Failure::Fault(fault) => return fault,
+                Failure::Text(text) => text,
+                Failure::Io(error) => {
+                    format!("mount {}:{}: {}", source.display(), destination.display(), reason(&error))
+                }
+            };
+            internal(format!("error mounting {source:?} to rootfs at {destination:?}: {text}"))
+        })
+    }
+
+    fn try_mount(&self, mount: &Mount, source: &Path) -> Result<(), Failure> {
+        let options = parse(mount.options().as_deref().unwrap_or_default())?;
+        let kind = mount.typ().as_deref().unwrap_or("");
+        let destination = mount.destination();
+        if options.bind.is_some() || kind == "bind" {
+            return self.bind(source, destination, options.bind == Some(true), &options);
+        }
+        check_destination(destination, kind == "proc")?;
+        match kind {
+            "" | "none" => Err(invalid(format!("the mount at {destination:?} has no type")).into()),
+            "cgroup" | "cgroup2" if !self.cgroup_namespace => self.bind(self.cgroup, destination, true, &options),
+            "cgroup" | "cgroup2" => {
+                self.new_mount("cgroup2", source, destination, &MountOptions { data: vec![], ..options })
+            }
+            "sysfs" => match self.new_mount(kind, source, destination, &options) {
+                // A user namespace that does not own the network may not see it this way, but it may see the guest's.
+                Err(Failure::Io(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    self.bind(Path::new("/sys"), destination, true, &options)
+                }
+                other => other,
+            },
+            _ => self.new_mount(kind, source, destination, &options),
+        }
+    }
+
+    /// Shows files that are there already at a second place.
+    fn bind(&self, source: &Path, destination: &Path, recursive: bool, options: &MountOptions) -> Result<(), Failure> {
+        let stat_failed = |error: io::Error| Failure::Text(format!("stat {}: {}", source.display(), reason(&error)));
+        let source_fd = open_source(source).map_err(stat_failed)?;
+        let is_dir = FileType::from_raw_mode(fstat(&source_fd)?.st_mode) == FileType::Directory;
+        let of_proc = fstatfs(&source_fd).is_ok_and(|stat| stat.f_type as u64 == PROC_MAGIC);
+        check_destination(destination, of_proc)?;
+        let place = self.place(destination, if is_dir { Kind::Dir } else { Kind::File })?;
+        if place.is_dir() != is_dir {
+            return Err(Errno::NOTDIR.into());
+        }
+        let tree = clone_tree(source_fd.as_fd(), recursive)?;
+        finish(&tree, place.fd.as_fd(), options)
+    }
+
+    /// Mounts a file system.
+    fn new_mount(&self, kind: &str, source: &Path, destination: &Path, options: &MountOptions) -> Result<(), Failure> {
+        let place = self.place(destination, Kind::Dir)?;
+        if !place.is_dir() {
+            return Err(Errno::NOTDIR.into());
+        }
+        let mut data = options.data.clone();
+        if kind == "tmpfs" && !place.made {
+            // A tmpfs looks like what it hides, unless its options say otherwise.
+            data.insert(0, format!("mode={:04o}", place.mode & 0o7777));
+        }
+        let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+        let source = if source.as_os_str().is_empty() { Path::new(kind) } else { source };
+        fsconfig_set_string(&context, "source", source)?;
+        for option in &data {
+            let set = match option.split_once('=') {
+                Some((key, value)) => fsconfig_set_string(&context, key, value),
+                None => fsconfig_set_flag(&context, option.as_str()),
+            };
+            set.map_err(|error| self.refused(source, destination, &options.data, error))?;
+        }
+        fsconfig_create(&context).map_err(|error| self.refused(source, destination, &options.data, error))?;
+        let read_only = options.attr.set & libc::MOUNT_ATTR_RDONLY;
+        // A tmpfs that gets a copy has to be writable until it has, and one for /dev until the devices are in it.
+        let is_dev = kind == "tmpfs" && destination == Path::new("/dev");
+        let at_once = if options.copy_up || is_dev { options.attr.set & !read_only } else { options.attr.set };
+        let attr = MountAttrFlags::from_bits_retain(u32::try_from(at_once).map_err(io::Error::other)?);
+        let tree = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attr)?;
+        if options.copy_up {
+            let from = self.root.open(destination, OFlags::RDONLY | OFlags::DIRECTORY)?;
+            copy_up::copy(&from, &tree).map_err(|error| Failure::Text(format!("tmpcopyup: {}", reason(&error))))?;
+        }
+        let late = if is_dev { 0 } else { options.attr.set & !at_once };
+        let attr = MountAttr { set: late, ..MountAttr::default() };
+        finish(&tree, place.fd.as_fd(), &MountOptions { attr, data: vec![], ..options.clone() })
+    }
+
+    fn refused(&self, source: &Path, destination: &Path, data: &[String], error: Errno) -> Failure {
+        let data = if data.is_empty() { String::new() } else { format!(", data: {}", data.join(",")) };
+        let reason = reason(&error.into());
+        Failure::Text(format!("mount {}:{}{data}: {reason}", source.display(), destination.display()))
+    }
+
+    fn place(&self, destination: &Path, kind: Kind) -> Result<Place, Failure> {
+        self.root.place(destination, kind).map_err(|error| {
+            let make = if kind == Kind::Dir { "mkdir" } else { "create" };
+            Failure::Text(format!("{make} mountpoint {}: {}", destination.display(), reason(&error)))
+        })
+    }
+}
+
+/// What can go wrong with a mount.
+enum Failure {
+    Fault(Fault),
+    Text(String),
+    Io(io::Error),
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<Errno> for Failure {
+    fn from(error: Errno) -> Self {
+        Self::Io(error.into())
+    }
+}
+
+/// A container cannot be given a /proc of which it makes what it likes: the agent and others trust what they read there.
+fn check_destination(destination: &Path, of_proc: bool) -> Result<(), Failure> {
+    let clean: PathBuf = destination.components().filter(|c| matches!(c, std::path::Component::Normal(_))).collect();
+    let Ok(below) = clean.strip_prefix("proc") else { return Ok(()) };
+    if below.as_os_str().is_empty() {
+        if of_proc {
+            return Ok(());
+        }
+        return Err(Failure::Text(format!("{destination:?} cannot be mounted because it is not of type proc")));
+    }
+    if PROC_FILES.iter().any(|file| below == Path::new(file)) {
+        return Ok(());
+    }
+    Err(Failure::Text(format!("{destination:?} cannot be mounted because it is inside /proc")))
+}
+
+/// Opens the source of a bind mount. On the shared file system, links stay inside it: they are the host's and the containers'.
+fn open_source(source: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    match source.strip_prefix(GUEST_SHARED_DIR) {
+        Ok(below) => {
+            let shared = rustix::fs::open(GUEST_SHARED_DIR, flags | OFlags::DIRECTORY, Mode::empty())?;
+            Root::new(shared).open(below, OFlags::PATH)
+        }
+        Err(_) => Ok(rustix::fs::open(source, flags, Mode::empty())?),
+    }
+}
+
+/// Clones the mount that a descriptor is on, with that file as its root.
+///
+/// # Errors
+/// Those of open_tree(2).
+pub fn clone_tree(of: BorrowedFd<'_>, recursive: bool) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    Ok(open_tree(of, "", flags)?)
+}
+
+/// Attaches a mount to a place.
+///
+/// # Errors
+/// Those of move_mount(2).
+pub fn attach(tree: &OwnedFd, place: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(move_mount(tree, "", place, "", flags)?)
+}
+
+fn finish(tree: &OwnedFd, place: BorrowedFd<'_>, options: &MountOptions) -> Result<(), Failure> {
+    for (attr, recursive) in [(options.attr, false), (options.recursive_attr, true)] {
+        if !attr.is_empty() {
+            mount_setattr(tree.as_fd(), recursive, attr)?;
+        }
+    }
+    attach(tree, place)?;
+    for &(propagation, recursive) in &options.propagation {
+        mount_setattr(tree.as_fd(), recursive, MountAttr { propagation, ..MountAttr::default() })?;
+    }
+    Ok(())
+}
+
+/// Clones what is at a path of the guest.
+///
+/// # Errors
+/// Those of open_tree(2).
+pub fn clone_path(path: &str) -> io::Result<OwnedFd> {
+    Ok(open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(path: &str, of_proc: bool) -> Option<String> {
+        match check_destination(Path::new(path), of_proc) {
+            Err(Failure::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn proc_is_not_mounted_over() {
+        assert_eq!(refusal("/proc", true), None);
+        assert_eq!(refusal("/proc/meminfo", false), None);
+        assert_eq!(refusal("/process", false), None);
+        assert!(refusal("/proc", false).unwrap().contains("not of type proc"));
+        assert!(refusal("/proc/./sys", true).unwrap().contains("inside /proc"));
+    }
+}

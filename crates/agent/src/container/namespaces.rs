@@ -1,0 +1,210 @@
+//! Which namespaces a container has of its own.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use agent_api::Fault;
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType};
+use rustix::fs::{Mode, OFlags};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+
+use crate::fault::{Context, invalid};
+
+/// A container's namespaces.
+///
+/// The mount namespace is always its own. The network is always the guest's first namespace, which is the pod's: what the
+/// specification asks for, the host has done already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Namespaces {
+    /// Flags for clone(2).
+    pub clone_flags: u64,
+    /// Process ids.
+    pub pid: bool,
+    /// Users and groups.
+    pub user: bool,
+    /// Host name.
+    pub uts: bool,
+    /// Control groups; entered once the process is in its own.
+    pub cgroup: bool,
+    /// Clocks.
+    pub time: bool,
+}
+
+impl Namespaces {
+    /// Those of a specification.
+    ///
+    /// # Errors
+    /// For a namespace that is to be joined by path: there is none of the host's in a guest.
+    pub fn new(linux: Option<&Linux>) -> Result<Self, Fault> {
+        let mut all = Self {
+            clone_flags: libc::CLONE_NEWNS as u64,
+            pid: false,
+            user: false,
+            uts: false,
+            cgroup: false,
+            time: false,
+        };
+        for namespace in linux.and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default() {
+            let kind = namespace.typ();
+            if kind == LinuxNamespaceType::Network {
+                continue;
+            }
+            if let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
+                return Err(invalid(format!(
+                    "linux.namespaces has the {kind} namespace {}, which is the host's; expected none with a path",
+                    path.display()
+                )));
+            }
+            let flag = match kind {
+                LinuxNamespaceType::Mount | LinuxNamespaceType::Network => 0,
+                LinuxNamespaceType::Ipc => libc::CLONE_NEWIPC,
+                LinuxNamespaceType::Pid => {
+                    all.pid = true;
+                    libc::CLONE_NEWPID
+                }
+                LinuxNamespaceType::User => {
+                    all.user = true;
+                    libc::CLONE_NEWUSER
+                }
+                LinuxNamespaceType::Uts => {
+                    all.uts = true;
+                    libc::CLONE_NEWUTS
+                }
+                LinuxNamespaceType::Cgroup => {
+                    all.cgroup = true;
+                    0
+                }
+                LinuxNamespaceType::Time => {
+                    all.time = true;
+                    0
+                }
+            };
+            all.clone_flags |= flag as u64;
+        }
+        Ok(all)
+    }
+
+    /// What a further process has to join, besides that of process ids, which is entered by forking.
+    pub fn to_join(self) -> ThreadNameSpaceType {
+        let mut join = ThreadNameSpaceType::MOUNT
+            | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+            | ThreadNameSpaceType::CONTROL_GROUP;
+        if self.user {
+            join |= ThreadNameSpaceType::USER;
+        }
+        if self.time {
+            join |= ThreadNameSpaceType::TIME;
+        }
+        join
+    }
+}
+
+/// Says which users and groups of the guest those of a process's user namespace are.
+///
+/// # Errors
+/// When there is no mapping or the kernel refuses it.
+pub fn map_ids(pid: u32, linux: &Linux) -> Result<(), Fault> {
+    for (file, mappings) in [("uid_map", linux.uid_mappings()), ("gid_map", linux.gid_mappings())] {
+        let text = mapping_lines(mappings.as_deref().unwrap_or_default());
+        if text.is_empty() {
+            return Err(invalid(format!(
+                "linux.namespaces has a user namespace, expected linux.{} to map at least one id",
+                if file == "uid_map" { "uidMappings" } else { "gidMappings" }
+            )));
+        }
+        let path = format!("/proc/{pid}/{file}");
+        std::fs::write(&path, &text).context(|| format!("write {:?} to {path}", text.trim_end()))?;
+    }
+    Ok(())
+}
+
+fn mapping_lines(mappings: &[LinuxIdMapping]) -> String {
+    mappings.iter().map(|m| format!("{} {} {}\n", m.container_id(), m.host_id(), m.size())).collect()
+}
+
+/// The agent's own namespaces, to come back to after a child was forked into others.
+pub struct Own {
+    pid: OwnedFd,
+    time: Option<OwnedFd>,
+}
+
+impl Own {
+    /// Opens them.
+    ///
+    /// # Errors
+    /// When /proc is not mounted.
+    pub fn open() -> std::io::Result<Self> {
+        let open = |name| rustix::fs::open(name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        // A kernel may have been built without time namespaces.
+        Ok(Self { pid: open("/proc/self/ns/pid")?, time: open("/proc/self/ns/time").ok() })
+    }
+
+    /// Runs `fork` such that a child is born into the pid namespace of the process that `pidfd` stands for.
+    ///
+    /// # Errors
+    /// When that process is gone, or `fork`'s.
+    pub fn forked_into<T>(&self, pidfd: &OwnedFd, fork: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
+        move_into_thread_name_spaces(pidfd.as_fd(), ThreadNameSpaceType::PROCESS_ID)?;
+        let forked = fork();
+        move_into_thread_name_spaces(self.pid.as_fd(), ThreadNameSpaceType::PROCESS_ID)?;
+        forked
+    }
+
+    /// Runs `fork` such that a child is born into a new time namespace with the specification's offsets.
+    ///
+    /// # Errors
+    /// When the kernel has none or refuses an offset, or `fork`'s.
+    pub fn forked_into_new_time<T>(
+        &self,
+        linux: Option<&Linux>,
+        fork: impl FnOnce() -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let time = self.time.as_ref().ok_or_else(|| invalid("the guest's kernel has no time namespaces"))?;
+        crate::sys::unshare(libc::CLONE_NEWTIME).context(|| "making a time namespace".into())?;
+        let offsets = linux.and_then(|linux| linux.time_offsets().as_ref()).into_iter().flatten();
+        let text: String = offsets
+            .map(|(clock, at)| format!("{clock} {} {}\n", at.secs().unwrap_or(0), at.nanosecs().unwrap_or(0)))
+            .collect();
+        let written = match text.as_str() {
+            "" => Ok(()),
+            text => std::fs::write("/proc/self/timens_offsets", text)
+                .context(|| format!("write {:?} to /proc/self/timens_offsets", text.trim_end())),
+        };
+        let forked = written.and_then(|()| fork());
+        move_into_thread_name_spaces(time.as_fd(), ThreadNameSpaceType::TIME)
+            .context(|| "returning to the guest's time namespace".into())?;
+        forked
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn namespaces(json: &str) -> Result<Namespaces, Fault> {
+        let linux: Linux = serde_json::from_str(&format!(r#"{{"namespaces":{json}}}"#)).unwrap();
+        Namespaces::new(Some(&linux))
+    }
+
+    #[test]
+    fn the_network_is_the_guests_and_mounts_are_always_own() {
+        let got = namespaces(r#"[{"type":"network","path":"/run/netns/x"},{"type":"pid"},{"type":"cgroup"}]"#).unwrap();
+        assert_eq!(got.clone_flags, (libc::CLONE_NEWNS | libc::CLONE_NEWPID) as u64);
+        assert!(got.pid && got.cgroup && !got.user);
+        assert!(!got.to_join().contains(ThreadNameSpaceType::USER));
+    }
+
+    #[test]
+    fn a_namespace_of_the_host_is_refused() {
+        let fault = namespaces(r#"[{"type":"ipc","path":"/proc/1/ns/ipc"}]"#).unwrap_err();
+        assert_eq!(fault.kind, agent_api::FaultKind::InvalidArgument);
+        assert!(fault.message.contains("/proc/1/ns/ipc"), "{fault}");
+    }
+
+    #[test]
+    fn mappings_have_the_kernels_order() {
+        let linux: Linux =
+            serde_json::from_str(r#"{"uidMappings":[{"containerID":0,"hostID":1000,"size":5}]}"#).unwrap();
+        assert_eq!(mapping_lines(linux.uid_mappings().as_deref().unwrap()), "0 1000 5\n");
+    }
+}
