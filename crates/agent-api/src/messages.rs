@@ -6,10 +6,20 @@ use serde::{Deserialize, Serialize};
 /// A number the host chose for one stdio stream; unique within a sandbox's life.
 pub type StreamToken = u64;
 
+/// [`RequestOf`] with the whole OCI specification, as the host speaks it.
+pub type Request = RequestOf<Spec, Process>;
+/// [`CreateContainerOf`] with the whole OCI specification.
+pub type CreateContainer = CreateContainerOf<Spec>;
+/// [`ExecOf`] with the whole OCI specification of a process.
+pub type Exec = ExecOf<Process>;
+
 /// What the host asks of the agent: the first frame of every stream.
+///
+/// The types of a configuration and of a process are parameters, because the agent reads only those parts of them that concern
+/// it, into types of its own: that saves half a megabyte in every guest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Request {
+pub enum RequestOf<S, P> {
     /// First call on the channel. Answered by [`Reply::Hello`].
     Hello(Hello),
     /// This stream becomes the raw bytes of one stdio stream of a process. No reply.
@@ -19,7 +29,7 @@ pub enum Request {
     },
     /// Creates a container and, if asked, starts it. Answered by [`Reply::Created`] and, when the container's first
     /// process has ended, by [`Reply::Exited`] on the same stream.
-    CreateContainer(Box<CreateContainer>),
+    CreateContainer(Box<CreateContainerOf<S>>),
     /// Lets a created container's first process run. Answered by [`Reply::Done`] once the user's program was executed.
     StartContainer {
         /// The container.
@@ -27,7 +37,7 @@ pub enum Request {
     },
     /// Starts a further process in a running container. Answered by [`Reply::Created`] once the program was executed and,
     /// when it has ended, by [`Reply::Exited`] on the same stream.
-    Exec(Box<Exec>),
+    Exec(Box<ExecOf<P>>),
     /// Sends a signal. Answered by [`Reply::Done`].
     Signal {
         /// The container.
@@ -133,12 +143,12 @@ pub struct Stage {
 
 /// Everything the agent needs to create a container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct CreateContainer {
+pub struct CreateContainerOf<S> {
     /// Name of the container, checked by the host: `[A-Za-z0-9][A-Za-z0-9_.+-]*`, at most 1024 bytes.
     pub id: String,
     /// The OCI configuration with every host path already replaced by the guest path under which the shared file system
     /// shows it.
-    pub spec: Spec,
+    pub spec: S,
     /// The first process's stdio.
     #[serde(default)]
     pub stdio: Stdio,
@@ -152,13 +162,13 @@ pub struct CreateContainer {
 
 /// A further process for a running container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Exec {
+pub struct ExecOf<P> {
     /// The container.
     pub container: String,
     /// Name of the process, unique among the container's live processes.
     pub id: String,
     /// What to run and as whom. `terminal` and `console_size` are honoured.
-    pub process: Process,
+    pub process: P,
     /// Its stdio.
     #[serde(default)]
     pub stdio: Stdio,

@@ -26,6 +26,7 @@ mod io;
 mod log;
 mod reaper;
 mod server;
+mod spec;
 mod sys;
 mod tokens;
 mod tty;
@@ -114,7 +115,11 @@ async fn serve(
     let port = io::Port::new(port).step("registering", path)?;
     let (_opener, acceptor, driver) = proxy::connect(port, proxy::Side::Guest, proxy::Limits::guest());
     tokio::task::spawn_local(server::serve(agent, acceptor));
-    Ok(driver.await?)
+    // However it ends, there is nobody left to serve.
+    if let Err(error) = driver.await {
+        log.warn(chain(&Error::Channel(error)));
+    }
+    Ok(())
 }
 
 /// Ends the guest: the host has closed the channel, so nobody is left to serve.

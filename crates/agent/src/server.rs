@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use agent_api::frame::{self, MAX_REQUEST};
-use agent_api::{Fault, FaultKind, Hello, HelloReply, PROTOCOL_VERSION, Reply, Request};
+use agent_api::{Fault, FaultKind, Hello, HelloReply, PROTOCOL_VERSION, Reply};
 use proxy::Acceptor;
 use tokio::task::spawn_local;
 
@@ -13,6 +13,7 @@ use crate::container;
 use crate::fault::{fault, internal};
 use crate::io::BoxStream;
 use crate::log::chain;
+use crate::spec::Request;
 
 /// Serves every stream until the channel ends.
 pub async fn serve(agent: Rc<Agent>, mut acceptor: Acceptor) {

@@ -187,7 +187,9 @@ mod tests {
                     let tokens = tokens.clone();
                     tokio::task::spawn_local(async move { tokens.park(token, Box::new(duplex(1).0)).await });
                 }
-                tokio::task::yield_now().await;
+                while tokens.waiting.borrow().len() < MAX_WAITING {
+                    tokio::task::yield_now().await;
+                }
                 let full = tokens.park(1000, Box::new(duplex(1).0)).await.unwrap_err();
                 assert!(full.message.contains("256 streams wait"), "{full}");
                 let twice = tokens.park(0, Box::new(duplex(1).0)).await.unwrap_err();

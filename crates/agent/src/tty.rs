@@ -4,12 +4,12 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
 use agent_api::{Fault, WindowSize};
-use oci_spec::runtime::Process;
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::fault::Context;
+use crate::spec::Process;
 
 /// Both ends of a new terminal.
 pub struct Terminal {
@@ -35,9 +35,9 @@ pub fn open(process: &Process) -> Result<Terminal, Fault> {
     let path = ptsname(&master, Vec::new()).context(|| "asking for the terminal's name".into())?;
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let slave = ioctl_tiocgptpeer(&master, flags).context(|| format!("open {path:?}"))?;
-    if let Some(size) = process.console_size() {
+    if let Some(size) = &process.console_size {
         let clamp = |number: u64| u16::try_from(number).unwrap_or(u16::MAX);
-        resize(master.as_fd(), WindowSize { rows: clamp(size.height()), cols: clamp(size.width()) })?;
+        resize(master.as_fd(), WindowSize { rows: clamp(size.height), cols: clamp(size.width) })?;
     }
     Ok(Terminal { master, slave, path })
 }

@@ -1,13 +1,13 @@
 //! The capabilities of a container's process.
 
 use agent_api::Fault;
-use oci_spec::runtime::{Capabilities, LinuxCapabilities};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, configure_capability_in_ambient_set, remove_capability_from_bounding_set,
     set_capabilities,
 };
 
-use crate::fault::Context;
+use crate::fault::{Context, invalid};
+use crate::spec::Capabilities;
 
 /// The five sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,17 +21,19 @@ pub struct Sets {
 
 impl Sets {
     /// The sets of a process; without a `capabilities` object they are empty, as with runc.
-    pub fn new(spec: Option<&LinuxCapabilities>) -> Self {
-        let set = |get: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
-            spec.and_then(|spec| get(spec).as_ref()).map_or(CapabilitySet::empty(), bits)
-        };
-        Self {
-            bounding: set(LinuxCapabilities::bounding),
-            effective: set(LinuxCapabilities::effective),
-            permitted: set(LinuxCapabilities::permitted),
-            inheritable: set(LinuxCapabilities::inheritable),
-            ambient: set(LinuxCapabilities::ambient),
-        }
+    ///
+    /// # Errors
+    /// For a name that is none.
+    pub fn new(spec: Option<&Capabilities>) -> Result<Self, Fault> {
+        let none = Capabilities::default();
+        let spec = spec.unwrap_or(&none);
+        Ok(Self {
+            bounding: bits(&spec.bounding)?,
+            effective: bits(&spec.effective)?,
+            permitted: bits(&spec.permitted)?,
+            inheritable: bits(&spec.inheritable)?,
+            ambient: bits(&spec.ambient)?,
+        })
     }
 
     /// Gives up what is not in the bounding set for ever. Needs CAP_SETPCAP, so it is done while the process is root.
@@ -72,52 +74,59 @@ impl Sets {
     }
 }
 
-fn bits(capabilities: &Capabilities) -> CapabilitySet {
-    use oci_spec::runtime::Capability as C;
-    capabilities.iter().fold(CapabilitySet::empty(), |set, capability| {
-        set | match capability {
-            C::AuditControl => CapabilitySet::AUDIT_CONTROL,
-            C::AuditRead => CapabilitySet::AUDIT_READ,
-            C::AuditWrite => CapabilitySet::AUDIT_WRITE,
-            C::BlockSuspend => CapabilitySet::BLOCK_SUSPEND,
-            C::Bpf => CapabilitySet::BPF,
-            C::CheckpointRestore => CapabilitySet::CHECKPOINT_RESTORE,
-            C::Chown => CapabilitySet::CHOWN,
-            C::DacOverride => CapabilitySet::DAC_OVERRIDE,
-            C::DacReadSearch => CapabilitySet::DAC_READ_SEARCH,
-            C::Fowner => CapabilitySet::FOWNER,
-            C::Fsetid => CapabilitySet::FSETID,
-            C::IpcLock => CapabilitySet::IPC_LOCK,
-            C::IpcOwner => CapabilitySet::IPC_OWNER,
-            C::Kill => CapabilitySet::KILL,
-            C::Lease => CapabilitySet::LEASE,
-            C::LinuxImmutable => CapabilitySet::LINUX_IMMUTABLE,
-            C::MacAdmin => CapabilitySet::MAC_ADMIN,
-            C::MacOverride => CapabilitySet::MAC_OVERRIDE,
-            C::Mknod => CapabilitySet::MKNOD,
-            C::NetAdmin => CapabilitySet::NET_ADMIN,
-            C::NetBindService => CapabilitySet::NET_BIND_SERVICE,
-            C::NetBroadcast => CapabilitySet::NET_BROADCAST,
-            C::NetRaw => CapabilitySet::NET_RAW,
-            C::Perfmon => CapabilitySet::PERFMON,
-            C::Setgid => CapabilitySet::SETGID,
-            C::Setfcap => CapabilitySet::SETFCAP,
-            C::Setpcap => CapabilitySet::SETPCAP,
-            C::Setuid => CapabilitySet::SETUID,
-            C::SysAdmin => CapabilitySet::SYS_ADMIN,
-            C::SysBoot => CapabilitySet::SYS_BOOT,
-            C::SysChroot => CapabilitySet::SYS_CHROOT,
-            C::SysModule => CapabilitySet::SYS_MODULE,
-            C::SysNice => CapabilitySet::SYS_NICE,
-            C::SysPacct => CapabilitySet::SYS_PACCT,
-            C::SysPtrace => CapabilitySet::SYS_PTRACE,
-            C::SysRawio => CapabilitySet::SYS_RAWIO,
-            C::SysResource => CapabilitySet::SYS_RESOURCE,
-            C::SysTime => CapabilitySet::SYS_TIME,
-            C::SysTtyConfig => CapabilitySet::SYS_TTY_CONFIG,
-            C::Syslog => CapabilitySet::SYSLOG,
-            C::WakeAlarm => CapabilitySet::WAKE_ALARM,
-        }
+/// Names without `CAP_`; the place is the number (capabilities(7), linux/capability.h).
+const NAMES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+fn bits(names: &[String]) -> Result<CapabilitySet, Fault> {
+    names.iter().try_fold(CapabilitySet::empty(), |set, given| {
+        let name = given.to_ascii_uppercase();
+        let name = name.strip_prefix("CAP_").unwrap_or(&name);
+        let number = NAMES.iter().position(|known| *known == name);
+        let number =
+            number.ok_or_else(|| invalid(format!("process.capabilities has {given:?}, which does not exist")))?;
+        Ok(set | CapabilitySet::from_bits_retain(1 << number))
     })
 }
 
@@ -127,15 +136,17 @@ mod tests {
 
     #[test]
     fn names_become_the_kernels_bits() {
-        let spec: LinuxCapabilities = serde_json::from_str(
+        let spec: Capabilities = serde_json::from_str(
             r#"{"bounding":["CAP_AUDIT_WRITE","CAP_KILL","CAP_NET_BIND_SERVICE"],"ambient":["CAP_CHECKPOINT_RESTORE"]}"#,
         )
         .unwrap();
-        let sets = Sets::new(Some(&spec));
+        let sets = Sets::new(Some(&spec)).unwrap();
         // What /proc/self/status shows as CapBnd for runc's default specification.
         assert_eq!(sets.bounding.bits(), 0x2000_0420);
         assert_eq!(sets.ambient.bits(), 1 << 40);
         assert!(sets.effective.is_empty());
-        assert!(Sets::new(None).bounding.is_empty());
+        assert_eq!(bits(&["chown".into(), "cap_syslog".into()]).unwrap(), CapabilitySet::CHOWN | CapabilitySet::SYSLOG);
+        assert!(bits(&["CAP_NOPE".into()]).unwrap_err().message.contains("CAP_NOPE"));
+        assert!(Sets::new(None).unwrap().bounding.is_empty());
     }
 }

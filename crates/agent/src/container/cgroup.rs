@@ -9,7 +9,6 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use agent_api::Fault;
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 use rustix::fs::{Mode, OFlags, mkdir, openat, rmdir};
 use rustix::io::Errno;
 use tokio::io::Interest;
@@ -18,6 +17,7 @@ use super::device_cgroup;
 use super::resources::{Missing, Setting, settings};
 use crate::boot::CGROUP_ROOT;
 use crate::fault::{Context, internal, invalid, reason};
+use crate::spec::{DeviceRule, Resources};
 use crate::tokens::within;
 
 /// How long the kernel may take to freeze or to clear a cgroup.
@@ -35,7 +35,7 @@ impl Cgroup {
     ///
     /// # Errors
     /// When it has processes already, or the kernel refuses something.
-    pub fn create(id: &str, cgroups_path: Option<&Path>, resources: Option<&LinuxResources>) -> Result<Self, Fault> {
+    pub fn create(id: &str, cgroups_path: Option<&Path>, resources: Option<&Resources>) -> Result<Self, Fault> {
         let relative = relative_path(id, cgroups_path)?;
         let path = make(&relative)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -59,13 +59,13 @@ impl Cgroup {
         )))
     }
 
-    fn limit(&self, resources: Option<&LinuxResources>) -> Result<(), Fault> {
+    fn limit(&self, resources: Option<&Resources>) -> Result<(), Fault> {
         if let Some(resources) = resources {
             for setting in settings(resources)? {
                 self.apply(&setting)?;
             }
         }
-        self.filter_devices(resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default())
+        self.filter_devices(resources.map_or(&[], |resources| &resources.devices[..]))
     }
 
     fn apply(&self, setting: &Setting) -> Result<(), Fault> {
@@ -88,7 +88,7 @@ impl Cgroup {
         }
     }
 
-    fn filter_devices(&self, rules: &[LinuxDeviceCgroup]) -> Result<(), Fault> {
+    fn filter_devices(&self, rules: &[DeviceRule]) -> Result<(), Fault> {
         let code = device_cgroup::program(rules)?;
         let program =
             crate::sys::load_device_filter(&code).context(|| "loading the container's device filter".into())?;

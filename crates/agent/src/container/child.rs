@@ -11,7 +11,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use agent_api::{Fault, SeccompFilter};
-use oci_spec::runtime::{LinuxPersonalityDomain, Process, Spec};
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::process::{chdir, ioctl_tiocsctty, setsid, umask};
@@ -26,6 +25,7 @@ use super::status::ChildEnd;
 use super::{lookup, rlimits, rootfs, sysctl, user};
 use crate::fault::{Context, NOT_STARTED, internal, invalid, prefixed, reason};
 use crate::io::Wiring;
+use crate::spec::{Process, Spec};
 use crate::{sys, tty};
 
 /// Where the status socket is.
@@ -41,8 +41,6 @@ pub struct First<'a> {
     pub id: &'a str,
     /// Its configuration.
     pub spec: &'a Spec,
-    /// Its first process.
-    pub process: &'a Process,
     /// Its namespaces; the process is in those of `clone_flags` already.
     pub namespaces: Namespaces,
     /// Directory of its cgroup, which the process is in already.
@@ -70,7 +68,7 @@ pub fn become_first(first: &First<'_>, wiring: &Wiring, status: &ChildEnd) -> ! 
     let status = arrange(wiring, status).and_then(close_others);
     run(status, |status| {
         first.prepare(wiring, status).map_err(|fault| prefixed("error during container init: ", fault))?;
-        finish(first.process, first.seccomp, |status| status.wait(), status)
+        finish(&first.spec.process, first.seccomp, |status| status.wait(), status)
     })
 }
 
@@ -116,33 +114,36 @@ fn close_others(status: ChildEnd) -> io::Result<ChildEnd> {
 
 impl First<'_> {
     fn prepare(&self, wiring: &Wiring, status: &ChildEnd) -> Result<(), Fault> {
-        let linux = self.spec.linux().as_ref();
+        let process = &self.spec.process;
         new_session(self.id)?;
         if self.namespaces.user {
             // The agent maps ids, and sets limits that this process has no right to set any more.
             status.wait()?;
             become_root()?;
         } else {
-            rlimits::apply(self.process, None)?;
+            rlimits::apply(process, None)?;
         }
         if self.namespaces.cgroup {
             sys::unshare(libc::CLONE_NEWCGROUP).context(|| "making a cgroup namespace".into())?;
         }
-        sysctl::write(linux.and_then(|linux| linux.sysctl().as_ref()), false)?;
+        sysctl::write(&self.spec.linux.sysctl, false)?;
         self.set_names()?;
         rootfs::enter(self.spec, self.cgroup, self.namespaces.cgroup)?;
         reopen_null(wiring.is_null)?;
-        make_cwd(self.process.cwd())?;
-        if self.process.terminal() == Some(true) {
-            let terminal = open_terminal(self.process, status)?;
+        make_cwd(&process.cwd)?;
+        if process.terminal {
+            let terminal = open_terminal(process, status)?;
             show_as_console(&terminal)?;
         }
         umask(Mode::from_raw_mode(0o022));
         rootfs::seal(self.spec)?;
-        if let Some(personality) = linux.and_then(|linux| linux.personality().as_ref()) {
-            let persona = match personality.domain() {
-                LinuxPersonalityDomain::PerLinux => PER_LINUX,
-                LinuxPersonalityDomain::PerLinux32 => PER_LINUX32,
+        if let Some(personality) = &self.spec.linux.personality {
+            let persona = match personality.domain.as_str() {
+                "LINUX" => PER_LINUX,
+                "LINUX32" => PER_LINUX32,
+                name => {
+                    return Err(invalid(format!("linux.personality.domain is {name:?}, expected LINUX or LINUX32")));
+                }
             };
             sys::personality(persona).context(|| "setting the personality".into())?;
         }
@@ -151,8 +152,8 @@ impl First<'_> {
 
     fn set_names(&self) -> Result<(), Fault> {
         let names = [
-            ("hostname", self.spec.hostname(), rustix::system::sethostname as fn(&[u8]) -> _),
-            ("domainname", self.spec.domainname(), rustix::system::setdomainname),
+            ("hostname", &self.spec.hostname, rustix::system::sethostname as fn(&[u8]) -> _),
+            ("domainname", &self.spec.domainname, rustix::system::setdomainname),
         ];
         for (key, name, set) in names {
             let Some(name) = name.as_ref().filter(|name| !name.is_empty()) else { continue };
@@ -177,7 +178,7 @@ impl Further<'_> {
         if self.namespaces.user {
             become_root()?;
         }
-        if self.process.terminal() == Some(true) {
+        if self.process.terminal {
             open_terminal(self.process, status)?;
         }
         Ok(())
@@ -267,10 +268,10 @@ fn finish(
     wait: impl FnOnce(&ChildEnd) -> Result<(), Fault>,
     status: &ChildEnd,
 ) -> Result<Infallible, Fault> {
-    let user = process.user();
-    umask(Mode::from_raw_mode(user.umask().unwrap_or(0o022) & 0o777));
+    let user = &process.user;
+    umask(Mode::from_raw_mode(user.umask.unwrap_or(0o022) & 0o777));
     rlimits::schedule(process)?;
-    let no_new_privileges = process.no_new_privileges() == Some(true);
+    let no_new_privileges = process.no_new_privileges;
     if no_new_privileges {
         set_no_new_privs(true).context(|| "set no_new_privs".into())?;
     } else {
@@ -278,19 +279,19 @@ fn finish(
         filter(seccomp)?;
     }
 
-    let entered = enter_cwd(process.cwd(), true)?;
-    let sets = Sets::new(process.capabilities().as_ref());
+    let entered = enter_cwd(&process.cwd, true)?;
+    let sets = Sets::new(process.capabilities.as_ref())?;
     sets.limit()?;
     set_keep_capabilities(true).context(|| "unable to set keep caps".into())?;
     user::become_user(user)?;
     if !entered {
-        enter_cwd(process.cwd(), false)?;
+        enter_cwd(&process.cwd, false)?;
     }
     set_keep_capabilities(false).context(|| "unable to clear keep caps".into())?;
     sets.apply()?;
 
-    let env = Environment::new(process.env().as_deref().unwrap_or_default(), || user::home(user.uid()))?;
-    let args = process.args().as_deref().unwrap_or_default();
+    let env = Environment::new(&process.env, || user::home(user.uid))?;
+    let args = &process.args;
     let name = args.first().ok_or_else(|| invalid("process.args is empty, expected a command"))?;
     let program = lookup::find(name, env.get("PATH").unwrap_or(""))?;
     let (program, args, env) = (c_string(&program)?, c_strings(args.iter())?, c_strings(env.lines())?);

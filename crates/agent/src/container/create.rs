@@ -3,8 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use agent_api::{CreateContainer, Fault, FaultKind};
-use oci_spec::runtime::Spec;
+use agent_api::{Fault, FaultKind};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::task::spawn_local;
 
@@ -16,8 +15,9 @@ use super::status::{ChildEnd, pair};
 use super::{Container, rlimits, sysctl};
 use crate::agent::Agent;
 use crate::boot::CrashPoint;
-use crate::fault::{Context, NOT_STARTED, fault, internal, invalid, prefixed};
+use crate::fault::{Context, NOT_STARTED, fault, internal, prefixed};
 use crate::io::Wiring;
+use crate::spec::{CreateContainer, Spec};
 use crate::sys::{Cloned, clone3};
 
 /// Creates a container and, if asked, starts it.
@@ -28,22 +28,16 @@ pub async fn create(agent: &Rc<Agent>, request: CreateContainer) -> Result<Rc<Co
     agent.crash_at(CrashPoint::Create);
     let CreateContainer { id, spec, stdio, seccomp, start } = request;
     let mut reservation = agent.containers.reserve(&id)?;
-    let process = spec.process().as_ref().ok_or_else(|| invalid("the specification has no process"))?;
-    let namespaces = Namespaces::new(spec.linux().as_ref())?;
+    let namespaces = Namespaces::new(&spec.linux)?;
     check_shared(agent, &spec)?;
 
-    let has_terminal = process.terminal() == Some(true);
+    let has_terminal = spec.process.terminal;
     let streams = agent.tokens.claim(&stdio, has_terminal).await?;
     let (wiring, streams) = prepare_stdio(streams, has_terminal)?;
-    let linux = spec.linux().as_ref();
-    let cgroup = Cgroup::create(
-        &id,
-        linux.and_then(|linux| linux.cgroups_path().as_deref()),
-        linux.and_then(|linux| linux.resources().as_ref()),
-    )
-    .map_err(|fault| prefixed(NOT_STARTED, fault))?;
+    let cgroup = Cgroup::create(&id, spec.linux.cgroups_path.as_deref(), spec.linux.resources.as_ref())
+        .map_err(|fault| prefixed(NOT_STARTED, fault))?;
 
-    let first = First { id: &id, spec: &spec, process, namespaces, cgroup: cgroup.path(), seccomp: seccomp.as_ref() };
+    let first = First { id: &id, spec: &spec, namespaces, cgroup: cgroup.path(), seccomp: seccomp.as_ref() };
     let (end, child_end) = pair()?;
     let forked = fork(agent, &first, &cgroup, &wiring, &child_end);
     drop(child_end);
@@ -105,9 +99,8 @@ pub async fn create(agent: &Rc<Agent>, request: CreateContainer) -> Result<Rc<Co
 
 /// Refuses what is on the shared file system when that is not there.
 fn check_shared(agent: &Agent, spec: &Spec) -> Result<(), Fault> {
-    let root = spec.root().as_ref().map(oci_spec::runtime::Root::path);
-    let sources = spec.mounts().iter().flatten().filter_map(|mount| mount.source().as_ref());
-    root.into_iter().chain(sources).try_for_each(|path| agent.shared.check(path))
+    let sources = spec.mounts.iter().filter_map(|mount| mount.source.as_ref());
+    [&spec.root.path].into_iter().chain(sources).try_for_each(|path| agent.shared.check(path))
 }
 
 fn fork(
@@ -117,8 +110,8 @@ fn fork(
     wiring: &Wiring,
     child_end: &ChildEnd,
 ) -> Result<u32, Fault> {
-    let linux = first.spec.linux().as_ref();
-    sysctl::write(linux.and_then(|linux| linux.sysctl().as_ref()), true)?;
+    let linux = &first.spec.linux;
+    sysctl::write(&linux.sysctl, true)?;
     let fork = || match clone3(first.namespaces.clone_flags, Some(cgroup.dir())).context(|| "clone3".into())? {
         Cloned::Parent(pid) => Ok(pid),
         Cloned::Child => become_first(first, wiring, child_end),
@@ -128,9 +121,11 @@ fn fork(
 
 /// Does for a process in a new user namespace what it may not do itself.
 fn grant(first: &First<'_>, pid: u32, forked: &Forked) -> Result<(), Fault> {
-    let Some(linux) = first.spec.linux().as_ref().filter(|_| first.namespaces.user) else { return Ok(()) };
-    map_ids(pid, linux)?;
-    rlimits::apply(first.process, Some(pid))?;
+    if !first.namespaces.user {
+        return Ok(());
+    }
+    map_ids(pid, &first.spec.linux)?;
+    rlimits::apply(&first.spec.process, Some(pid))?;
     forked.end.go_on()
 }
 

@@ -5,13 +5,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use agent_api::Fault;
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, chownat, makedev, mknodat, symlinkat, unlinkat};
 use rustix::io::Errno;
 
 use super::in_root::{Kind, Root};
 use super::mount::{attach, clone_path};
 use crate::fault::{Context, invalid};
+use crate::spec::Device;
 
 /// A node to be made.
 struct Node {
@@ -40,12 +40,12 @@ const LINKS: [(&str, &str); 4] = [
 ///
 /// # Errors
 /// When one can neither be made nor be bound.
-pub fn populate(root: &Root, spec: &[LinuxDevice]) -> Result<(), Fault> {
+pub fn populate(root: &Root, spec: &[Device]) -> Result<(), Fault> {
     let dev = root.place(Path::new("/dev"), Kind::Dir).context(|| "error creating device nodes: mkdir /dev".into())?.fd;
     for (name, major, minor) in DEFAULTS {
         let path = Path::new("/dev").join(name);
         // One of the specification's own counts.
-        if !spec.iter().any(|device| device.path() == &path) {
+        if !spec.iter().any(|device| device.path == path) {
             let node = Node { path, kind: FileType::CharacterDevice, major, minor, mode: 0o666, uid: 0, gid: 0 };
             make(root, &node).context(|| format!("error creating device nodes: mknod {}", node.path.display()))?;
         }
@@ -57,24 +57,29 @@ pub fn populate(root: &Root, spec: &[LinuxDevice]) -> Result<(), Fault> {
     link(&dev).context(|| "error creating the links of /dev".into())
 }
 
-fn node(device: &LinuxDevice) -> Result<Node, Fault> {
-    let path = device.path().clone();
+fn node(device: &Device) -> Result<Node, Fault> {
+    let path = device.path.clone();
     let number = |number: i64| {
         u32::try_from(number).map_err(|_| invalid(format!("linux.devices: {} has the number {number}", path.display())))
     };
-    let kind = match device.typ() {
-        LinuxDeviceType::B => FileType::BlockDevice,
-        LinuxDeviceType::C | LinuxDeviceType::U => FileType::CharacterDevice,
-        LinuxDeviceType::P => FileType::Fifo,
-        LinuxDeviceType::A => return Err(invalid(format!("linux.devices: {} has the type \"a\"", path.display()))),
+    let kind = match device.kind.as_str() {
+        "b" => FileType::BlockDevice,
+        "c" | "u" => FileType::CharacterDevice,
+        "p" => FileType::Fifo,
+        kind => {
+            return Err(invalid(format!(
+                "linux.devices: {} has the type {kind:?}, expected b, c, u or p",
+                path.display()
+            )));
+        }
     };
     Ok(Node {
         kind,
-        major: number(device.major())?,
-        minor: number(device.minor())?,
-        mode: device.file_mode().unwrap_or(0o666) & 0o7777,
-        uid: device.uid().unwrap_or(0),
-        gid: device.gid().unwrap_or(0),
+        major: number(device.major)?,
+        minor: number(device.minor)?,
+        mode: device.file_mode.unwrap_or(0o666) & 0o7777,
+        uid: device.uid.unwrap_or(0),
+        gid: device.gid.unwrap_or(0),
         path,
     })
 }

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 
-use agent_api::{Exec, Fault, FaultKind};
+use agent_api::{Fault, FaultKind};
 use rustix::fs::{Mode, OFlags};
 use tokio::task::spawn_local;
 
@@ -16,6 +16,7 @@ use crate::agent::Agent;
 use crate::boot::{CGROUP_ROOT, CrashPoint};
 use crate::fault::{NOT_STARTED, fault, internal, reason};
 use crate::io::Wiring;
+use crate::spec::Exec;
 use crate::sys::{Cloned, clone3};
 
 /// Starts a process in a container. Returns once it has become the user's program.
@@ -27,7 +28,7 @@ pub async fn exec(agent: &Agent, request: Exec) -> Result<Rc<Process>, Fault> {
     let Exec { container, id, process, stdio } = request;
     let container = agent.containers.get(&container)?;
     let name = Name::take(&container, &id)?;
-    let has_terminal = process.terminal() == Some(true);
+    let has_terminal = process.terminal;
     let streams = agent.tokens.claim(&stdio, has_terminal).await?;
     // It may have ended while the streams were waited for.
     check_running(&container)?;

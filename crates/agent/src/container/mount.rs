@@ -8,7 +8,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use agent_api::{Fault, GUEST_SHARED_DIR};
-use oci_spec::runtime::Mount;
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, fstatfs};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -20,6 +19,7 @@ use super::copy_up;
 use super::in_root::{Kind, Place, Root};
 use super::mount_options::{MountOptions, parse};
 use crate::fault::{internal, invalid, reason};
+use crate::spec::Mount;
 use crate::sys::{MountAttr, mount_setattr};
 
 /// `PROC_SUPER_MAGIC` (linux/magic.h).
@@ -57,8 +57,8 @@ impl Mounter<'_> {
     /// # Errors
     /// A fault that names source and destination as runc does.
     pub fn mount(&self, mount: &Mount) -> Result<(), Fault> {
-        let source = mount.source().clone().unwrap_or_default();
-        let destination = mount.destination();
+        let source = mount.source.clone().unwrap_or_default();
+        let destination = &mount.destination;
         self.try_mount(mount, &source).map_err(|error| {
             let text = match error {
                 Failure::Fault(fault) => return fault,
@@ -72,9 +72,9 @@ impl Mounter<'_> {
     }
 
     fn try_mount(&self, mount: &Mount, source: &Path) -> Result<(), Failure> {
-        let options = parse(mount.options().as_deref().unwrap_or_default())?;
-        let kind = mount.typ().as_deref().unwrap_or("");
-        let destination = mount.destination();
+        let options = parse(&mount.options)?;
+        let kind = mount.kind.as_deref().unwrap_or("");
+        let destination = &mount.destination;
         if options.bind.is_some() || kind == "bind" {
             return self.bind(source, destination, options.bind == Some(true), &options);
         }

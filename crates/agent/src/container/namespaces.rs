@@ -3,11 +3,11 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use agent_api::Fault;
-use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType};
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use crate::fault::{Context, invalid};
+use crate::spec::{IdMapping, Linux};
 
 /// A container's namespaces.
 ///
@@ -34,7 +34,7 @@ impl Namespaces {
     ///
     /// # Errors
     /// For a namespace that is to be joined by path: there is none of the host's in a guest.
-    pub fn new(linux: Option<&Linux>) -> Result<Self, Fault> {
+    pub fn new(linux: &Linux) -> Result<Self, Fault> {
         let mut all = Self {
             clone_flags: libc::CLONE_NEWNS as u64,
             pid: false,
@@ -43,39 +43,44 @@ impl Namespaces {
             cgroup: false,
             time: false,
         };
-        for namespace in linux.and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default() {
-            let kind = namespace.typ();
-            if kind == LinuxNamespaceType::Network {
+        for namespace in &linux.namespaces {
+            let kind = namespace.kind.as_str();
+            if kind == "network" {
                 continue;
             }
-            if let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
+            if let Some(path) = namespace.path.as_ref().filter(|path| !path.as_os_str().is_empty()) {
                 return Err(invalid(format!(
                     "linux.namespaces has the {kind} namespace {}, which is the host's; expected none with a path",
                     path.display()
                 )));
             }
             let flag = match kind {
-                LinuxNamespaceType::Mount | LinuxNamespaceType::Network => 0,
-                LinuxNamespaceType::Ipc => libc::CLONE_NEWIPC,
-                LinuxNamespaceType::Pid => {
+                "mount" => 0,
+                "ipc" => libc::CLONE_NEWIPC,
+                "pid" => {
                     all.pid = true;
                     libc::CLONE_NEWPID
                 }
-                LinuxNamespaceType::User => {
+                "user" => {
                     all.user = true;
                     libc::CLONE_NEWUSER
                 }
-                LinuxNamespaceType::Uts => {
+                "uts" => {
                     all.uts = true;
                     libc::CLONE_NEWUTS
                 }
-                LinuxNamespaceType::Cgroup => {
+                "cgroup" => {
                     all.cgroup = true;
                     0
                 }
-                LinuxNamespaceType::Time => {
+                "time" => {
                     all.time = true;
                     0
+                }
+                _ => {
+                    return Err(invalid(format!(
+                        "linux.namespaces has the type {kind:?}, expected one of mount, pid, ipc, uts, user, cgroup, time and network"
+                    )));
                 }
             };
             all.clone_flags |= flag as u64;
@@ -104,8 +109,8 @@ impl Namespaces {
 /// # Errors
 /// When there is no mapping or the kernel refuses it.
 pub fn map_ids(pid: u32, linux: &Linux) -> Result<(), Fault> {
-    for (file, mappings) in [("uid_map", linux.uid_mappings()), ("gid_map", linux.gid_mappings())] {
-        let text = mapping_lines(mappings.as_deref().unwrap_or_default());
+    for (file, mappings) in [("uid_map", &linux.uid_mappings), ("gid_map", &linux.gid_mappings)] {
+        let text = mapping_lines(mappings);
         if text.is_empty() {
             return Err(invalid(format!(
                 "linux.namespaces has a user namespace, expected linux.{} to map at least one id",
@@ -118,8 +123,8 @@ pub fn map_ids(pid: u32, linux: &Linux) -> Result<(), Fault> {
     Ok(())
 }
 
-fn mapping_lines(mappings: &[LinuxIdMapping]) -> String {
-    mappings.iter().map(|m| format!("{} {} {}\n", m.container_id(), m.host_id(), m.size())).collect()
+fn mapping_lines(mappings: &[IdMapping]) -> String {
+    mappings.iter().map(|m| format!("{} {} {}\n", m.container_id, m.host_id, m.size)).collect()
 }
 
 /// The agent's own namespaces, to come back to after a child was forked into others.
@@ -154,16 +159,18 @@ impl Own {
     ///
     /// # Errors
     /// When the kernel has none or refuses an offset, or `fork`'s.
-    pub fn forked_into_new_time<T>(
-        &self,
-        linux: Option<&Linux>,
-        fork: impl FnOnce() -> Result<T, Fault>,
-    ) -> Result<T, Fault> {
+    pub fn forked_into_new_time<T>(&self, linux: &Linux, fork: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
         let time = self.time.as_ref().ok_or_else(|| invalid("the guest's kernel has no time namespaces"))?;
         crate::sys::unshare(libc::CLONE_NEWTIME).context(|| "making a time namespace".into())?;
-        let offsets = linux.and_then(|linux| linux.time_offsets().as_ref()).into_iter().flatten();
+        let offsets = linux.time_offsets.iter();
         let text: String = offsets
-            .map(|(clock, at)| format!("{clock} {} {}\n", at.secs().unwrap_or(0), at.nanosecs().unwrap_or(0)))
+            .map(|(clock, at)| {
+                format!(
+                    "{clock} {} {}
+",
+                    at.secs, at.nanosecs
+                )
+            })
             .collect();
         let written = match text.as_str() {
             "" => Ok(()),
@@ -183,7 +190,7 @@ mod tests {
 
     fn namespaces(json: &str) -> Result<Namespaces, Fault> {
         let linux: Linux = serde_json::from_str(&format!(r#"{{"namespaces":{json}}}"#)).unwrap();
-        Namespaces::new(Some(&linux))
+        Namespaces::new(&linux)
     }
 
     #[test]
@@ -205,6 +212,6 @@ mod tests {
     fn mappings_have_the_kernels_order() {
         let linux: Linux =
             serde_json::from_str(r#"{"uidMappings":[{"containerID":0,"hostID":1000,"size":5}]}"#).unwrap();
-        assert_eq!(mapping_lines(linux.uid_mappings().as_deref().unwrap()), "0 1000 5\n");
+        assert_eq!(mapping_lines(&linux.uid_mappings), "0 1000 5\n");
     }
 }

@@ -4,9 +4,9 @@
 //! (zero) is ignored; what asks for something is refused.
 
 use agent_api::Fault;
-use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
 
 use crate::fault::invalid;
+use crate::spec::{BlockIo, Cpu, Memory, Resources, ThrottleDevice};
 
 /// A value to be written to a file of the cgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,36 +38,27 @@ fn setting(file: &str, value: impl ToString) -> Setting {
 ///
 /// # Errors
 /// For values that contradict each other or that version 2 cannot express.
-pub fn settings(resources: &LinuxResources) -> Result<Vec<Setting>, Fault> {
+pub fn settings(resources: &Resources) -> Result<Vec<Setting>, Fault> {
     let mut all = Vec::new();
-    if let Some(cpu) = resources.cpu() {
-        self::cpu(cpu, &mut all)?;
+    cpu(&resources.cpu, &mut all)?;
+    memory(&resources.memory, &mut all)?;
+    if let Some(limit) = resources.pids.limit.filter(|&limit| limit != 0) {
+        all.push(setting("pids.max", or_max(limit)));
     }
-    if let Some(memory) = resources.memory() {
-        self::memory(memory, &mut all)?;
+    block_io(&resources.block_io, &mut all);
+    for limit in &resources.hugepage_limits {
+        all.push(setting(&format!("hugetlb.{}.max", limit.page_size), or_max(limit.limit)));
     }
-    if let Some(pids) = resources.pids() {
-        match pids.limit() {
-            0 => {}
-            limit => all.push(setting("pids.max", or_max(limit))),
-        }
-    }
-    if let Some(io) = resources.block_io() {
-        block_io(io, &mut all);
-    }
-    for limit in resources.hugepage_limits().iter().flatten() {
-        all.push(setting(&format!("hugetlb.{}.max", limit.page_size()), or_max(limit.limit())));
-    }
-    for (device, limit) in resources.rdma().iter().flatten() {
+    for (device, limit) in &resources.rdma {
         let mut value = device.clone();
-        for (name, number) in [("hca_handle", limit.hca_handles()), ("hca_object", limit.hca_objects())] {
+        for (name, number) in [("hca_handle", limit.hca_handles), ("hca_object", limit.hca_objects)] {
             if let Some(number) = number {
                 value.push_str(&format!(" {name}={number}"));
             }
         }
         all.push(setting("rdma.max", value));
     }
-    for (file, value) in resources.unified().iter().flatten() {
+    for (file, value) in &resources.unified {
         if file.contains('/') || !file.contains('.') {
             return Err(invalid(format!("linux.resources.unified has {file:?}, expected the name of a cgroup file")));
         }
@@ -81,28 +72,28 @@ fn or_max(limit: i64) -> String {
     if limit < 0 { "max".to_owned() } else { limit.to_string() }
 }
 
-fn cpu(cpu: &LinuxCpu, all: &mut Vec<Setting>) -> Result<(), Fault> {
-    if cpu.realtime_runtime().is_some_and(|value| value != 0) || cpu.realtime_period().is_some_and(|value| value != 0) {
+fn cpu(cpu: &Cpu, all: &mut Vec<Setting>) -> Result<(), Fault> {
+    if cpu.realtime_runtime.is_some_and(|value| value != 0) || cpu.realtime_period.is_some_and(|value| value != 0) {
         return Err(invalid(
             "linux.resources.cpu.realtimeRuntime and realtimePeriod do not exist in version 2 cgroups",
         ));
     }
-    if let Some(shares @ 1..) = cpu.shares() {
+    if let Some(shares @ 1..) = cpu.shares {
         all.push(setting("cpu.weight", weight_of_shares(shares)));
     }
-    if let Some(idle) = cpu.idle() {
+    if let Some(idle) = cpu.idle {
         all.push(setting("cpu.idle", idle));
     }
-    let period = cpu.period().filter(|&period| period != 0);
-    let quota = cpu.quota().filter(|&quota| quota != 0);
+    let period = cpu.period.filter(|&period| period != 0);
+    let quota = cpu.quota.filter(|&quota| quota != 0);
     if period.is_some() || quota.is_some() {
         let quota = quota.map_or("max".to_owned(), or_max);
         all.push(setting("cpu.max", format!("{quota} {}", period.unwrap_or(DEFAULT_PERIOD))));
     }
-    if let Some(burst) = cpu.burst() {
+    if let Some(burst) = cpu.burst {
         all.push(setting("cpu.max.burst", burst));
     }
-    for (file, list) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
+    for (file, list) in [("cpuset.cpus", &cpu.cpus), ("cpuset.mems", &cpu.mems)] {
         if let Some(list) = list.as_ref().filter(|list| !list.is_empty()) {
             all.push(setting(file, list));
         }
@@ -118,16 +109,16 @@ fn weight_of_shares(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
 }
 
-fn memory(memory: &LinuxMemory, all: &mut Vec<Setting>) -> Result<(), Fault> {
-    let limit = memory.limit().filter(|&limit| limit != 0);
+fn memory(memory: &Memory, all: &mut Vec<Setting>) -> Result<(), Fault> {
+    let limit = memory.limit.filter(|&limit| limit != 0);
     if let Some(limit) = limit {
         all.push(setting("memory.max", or_max(limit)));
     }
-    if let Some(swap) = swap_alone(memory.swap().unwrap_or(0), limit)? {
+    if let Some(swap) = swap_alone(memory.swap.unwrap_or(0), limit)? {
         // Without swap in the kernel there is nothing to limit.
         all.push(Setting { missing: Missing::Ignore, ..setting("memory.swap.max", or_max(swap)) });
     }
-    if let Some(reservation) = memory.reservation().filter(|&reservation| reservation != 0) {
+    if let Some(reservation) = memory.reservation.filter(|&reservation| reservation != 0) {
         all.push(setting("memory.low", or_max(reservation)));
     }
     Ok(())
@@ -149,30 +140,30 @@ fn swap_alone(sum: i64, limit: Option<i64>) -> Result<Option<i64>, Fault> {
     }
 }
 
-fn block_io(io: &LinuxBlockIo, all: &mut Vec<Setting>) {
+fn block_io(io: &BlockIo, all: &mut Vec<Setting>) {
     // BFQ, a scheduler, has the weights that version 1 had; elsewhere they are on another scale.
     let weight_setting = |key: String, weight: u16| Setting {
         missing: Missing::Instead("io.weight".to_owned(), format!("{key}{}", weight_of_blkio(weight))),
         ..setting("io.bfq.weight", format!("{key}{weight}"))
     };
-    if let Some(weight @ 1..) = io.weight() {
+    if let Some(weight @ 1..) = io.weight {
         all.push(weight_setting(String::new(), weight));
     }
-    for device in io.weight_device().iter().flatten() {
-        if let Some(weight @ 1..) = device.weight() {
-            all.push(weight_setting(format!("{}:{} ", device.major(), device.minor()), weight));
+    for device in &io.weight_device {
+        if let Some(weight @ 1..) = device.weight {
+            all.push(weight_setting(format!("{}:{} ", device.major, device.minor), weight));
         }
     }
-    let throttles: [(&str, &Option<Vec<LinuxThrottleDevice>>); 4] = [
-        ("rbps", io.throttle_read_bps_device()),
-        ("wbps", io.throttle_write_bps_device()),
-        ("riops", io.throttle_read_iops_device()),
-        ("wiops", io.throttle_write_iops_device()),
+    let throttles: [(&str, &[ThrottleDevice]); 4] = [
+        ("rbps", &io.throttle_read_bps_device),
+        ("wbps", &io.throttle_write_bps_device),
+        ("riops", &io.throttle_read_iops_device),
+        ("wiops", &io.throttle_write_iops_device),
     ];
     for (key, devices) in throttles {
-        for device in devices.iter().flatten() {
-            let rate = if device.rate() == 0 { "max".to_owned() } else { device.rate().to_string() };
-            all.push(setting("io.max", format!("{}:{} {key}={rate}", device.major(), device.minor())));
+        for device in devices {
+            let rate = if device.rate == 0 { "max".to_owned() } else { device.rate.to_string() };
+            all.push(setting("io.max", format!("{}:{} {key}={rate}", device.major, device.minor)));
         }
     }
 }
@@ -187,7 +178,7 @@ mod tests {
     use super::*;
 
     fn written(json: &str) -> Vec<(String, String)> {
-        let resources: LinuxResources = serde_json::from_str(json).unwrap();
+        let resources: Resources = serde_json::from_str(json).unwrap();
         settings(&resources).unwrap().into_iter().map(|s| (s.file, s.value)).collect()
     }
 

@@ -6,7 +6,6 @@ use std::path::Path;
 
 use agent_api::Fault;
 use libc::MOUNT_ATTR_RDONLY;
-use oci_spec::runtime::{LinuxDevice, Mount, Spec};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string,
@@ -19,6 +18,7 @@ use super::in_root::Root;
 use super::mount::{Mounter, attach, clone_path, clone_tree};
 use super::mount_options::{parse, parse_propagation};
 use crate::fault::{Context, invalid};
+use crate::spec::{Mount, Spec};
 use crate::sys::{MountAttr, mount_setattr};
 
 /// Mounts everything, makes the devices and enters the root. Afterwards every path is the container's.
@@ -26,8 +26,7 @@ use crate::sys::{MountAttr, mount_setattr};
 /// # Errors
 /// The first failure, in runc's words.
 pub fn enter(spec: &Spec, cgroup: &Path, cgroup_namespace: bool) -> Result<(), Fault> {
-    let linux = spec.linux().as_ref();
-    let path = spec.root().as_ref().map(|root| root.path()).ok_or_else(|| invalid("the specification has no root"))?;
+    let path = &spec.root.path;
     // Modes in the specification are meant as they are written.
     umask(Mode::empty());
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
@@ -37,17 +36,15 @@ pub fn enter(spec: &Spec, cgroup: &Path, cgroup_namespace: bool) -> Result<(), F
     attach(&tree, place.as_fd()).context(|| format!("error preparing rootfs: mount {}", path.display()))?;
     let root = Root::new(tree);
 
-    let mounts = spec.mounts().as_deref().unwrap_or_default();
     let mounter = Mounter { root: &root, cgroup, cgroup_namespace };
-    for mount in mounts {
+    for mount in &spec.mounts {
         mounter.mount(mount)?;
     }
-    if !has_foreign_dev(mounts) {
-        let none: &[LinuxDevice] = &[];
-        devices::populate(&root, linux.and_then(|linux| linux.devices().as_deref()).unwrap_or(none))?;
+    if !has_foreign_dev(&spec.mounts) {
+        devices::populate(&root, &spec.linux.devices)?;
     }
     pivot(&root).context(|| "error jailing process inside rootfs: pivot_root".into())?;
-    if let Some(name) = linux.and_then(|linux| linux.rootfs_propagation().as_deref()).filter(|name| !name.is_empty()) {
+    if let Some(name) = spec.linux.rootfs_propagation.as_deref().filter(|name| !name.is_empty()) {
         propagate(&root, name)?;
     }
     Ok(())
@@ -56,10 +53,9 @@ pub fn enter(spec: &Spec, cgroup: &Path, cgroup_namespace: bool) -> Result<(), F
 /// Whether the specification shows an existing directory as /dev, which then is left as it is.
 fn has_foreign_dev(mounts: &[Mount]) -> bool {
     mounts.iter().any(|mount| {
-        let options = mount.options().iter().flatten();
         let is_bind =
-            mount.typ().as_deref() == Some("bind") || options.into_iter().any(|o| o == "bind" || o == "rbind");
-        is_bind && mount.destination().components().eq(Path::new("/dev").components())
+            mount.kind.as_deref() == Some("bind") || mount.options.iter().any(|o| o == "bind" || o == "rbind");
+        is_bind && mount.destination.components().eq(Path::new("/dev").components())
     })
 }
 
@@ -87,28 +83,26 @@ fn propagate(root: &Root, name: &str) -> Result<(), Fault> {
 /// The first failure.
 pub fn seal(spec: &Spec) -> Result<(), Fault> {
     let read_only = MountAttr { set: MOUNT_ATTR_RDONLY, ..MountAttr::default() };
-    for mount in spec.mounts().iter().flatten() {
+    for mount in &spec.mounts {
         // A tmpfs for /dev was kept writable until the devices were in it.
         if is_read_only_dev(mount)? {
             remount("/dev", read_only)?;
         }
     }
-    if spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true)) {
+    if spec.root.readonly {
         remount("/", read_only)?;
     }
-    if let Some(linux) = spec.linux() {
-        for path in linux.readonly_paths().iter().flatten() {
-            make_read_only(path)?;
-        }
-        mask(linux.masked_paths().as_deref().unwrap_or_default())?;
+    for path in &spec.linux.readonly_paths {
+        make_read_only(path)?;
     }
+    mask(&spec.linux.masked_paths)?;
     Ok(())
 }
 
 fn is_read_only_dev(mount: &Mount) -> Result<bool, Fault> {
-    Ok(mount.destination() == Path::new("/dev")
-        && mount.typ().as_deref() == Some("tmpfs")
-        && parse(mount.options().as_deref().unwrap_or_default())?.attr.set & MOUNT_ATTR_RDONLY != 0)
+    Ok(mount.destination == Path::new("/dev")
+        && mount.kind.as_deref() == Some("tmpfs")
+        && parse(&mount.options)?.attr.set & MOUNT_ATTR_RDONLY != 0)
 }
 
 fn remount(path: &str, attr: MountAttr) -> Result<(), Fault> {

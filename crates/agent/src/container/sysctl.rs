@@ -3,7 +3,7 @@
 //! Those of namespaces are written by the container's first process, in its namespaces. Those of the network are the pod's and
 //! are written by the agent, because a container in a user namespace of its own does not own the network.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use agent_api::Fault;
 
@@ -18,8 +18,8 @@ fn is_network(key: &str) -> bool {
 ///
 /// # Errors
 /// When a name is none, or the kernel refuses a value.
-pub fn write(sysctls: Option<&HashMap<String, String>>, network: bool) -> Result<(), Fault> {
-    for (key, value) in sysctls.into_iter().flatten().filter(|(key, _)| is_network(key) == network) {
+pub fn write(sysctls: &BTreeMap<String, String>, network: bool) -> Result<(), Fault> {
+    for (key, value) in sysctls.iter().filter(|(key, _)| is_network(key) == network) {
         let path = path(key)?;
         std::fs::write(&path, value).context(|| format!("write {path}"))?;
     }

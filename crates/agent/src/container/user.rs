@@ -4,12 +4,12 @@ use std::io::Read;
 use std::os::fd::AsFd;
 
 use agent_api::Fault;
-use oci_spec::runtime::User;
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchown, fstat};
 use rustix::io::Errno;
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use crate::fault::Context;
+use crate::spec::User;
 
 /// Most that is read of `/etc/passwd`, bytes.
 const MAX_PASSWD: u64 = 1 << 20;
@@ -20,9 +20,9 @@ const MAX_PASSWD: u64 = 1 << 20;
 /// When the kernel refuses, for instance because the id has no mapping in the user namespace.
 pub fn become_user(user: &User) -> Result<(), Fault> {
     own_stdio(user)?;
-    let groups: Vec<Gid> = user.additional_gids().iter().flatten().map(|&gid| Gid::from_raw(gid)).collect();
+    let groups: Vec<Gid> = user.additional_gids.iter().map(|&gid| Gid::from_raw(gid)).collect();
     set_thread_groups(&groups).context(|| "unable to setgroups".into())?;
-    let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     set_thread_res_gid(gid, gid, gid).context(|| "unable to setgid".into())?;
     set_thread_res_uid(uid, uid, uid).context(|| "unable to setuid".into())
 }
@@ -34,10 +34,10 @@ fn own_stdio(user: &User) -> Result<(), Fault> {
         let stat = fstat(fd).context(|| "stat of standard stream".into())?;
         let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
             && stat.st_rdev == rustix::fs::makedev(1, 3);
-        if is_null || stat.st_uid == user.uid() {
+        if is_null || stat.st_uid == user.uid {
             continue;
         }
-        match fchown(fd, Some(Uid::from_raw(user.uid())), None) {
+        match fchown(fd, Some(Uid::from_raw(user.uid)), None) {
             // Ids without a mapping, a read-only file system: the process may do without.
             Ok(()) | Err(Errno::INVAL | Errno::PERM | Errno::ROFS) => {}
             Err(error) => return Err(error).context(|| "chown of standard stream".into()),
