@@ -1,7 +1,8 @@
 //! Commands with a deadline.
 
 use std::{
-    io::{Read, Write},
+    fs::File,
+    io::{Read, Seek, SeekFrom, Write},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -28,11 +29,13 @@ impl Output {
 }
 
 /// A command that goes on while the test does other things; killed when dropped.
+///
+/// Its output goes to files: a pipe would stay open as long as a detached container does, and its end never come.
 #[derive(Debug)]
 pub struct Background {
     child: Child,
-    stdout: Option<thread::JoinHandle<Vec<u8>>>,
-    stderr: Option<thread::JoinHandle<Vec<u8>>>,
+    stdout: File,
+    stderr: File,
     what: String,
 }
 
@@ -40,16 +43,9 @@ impl Background {
     /// Starts it with its output collected.
     pub fn start(command: &mut Command) -> Self {
         let what = format!("{command:?}");
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start a command");
-        let collect = |mut from: Box<dyn Read + Send>| {
-            thread::spawn(move || {
-                let mut bytes = Vec::new();
-                let _ = from.read_to_end(&mut bytes);
-                bytes
-            })
-        };
-        let stdout = child.stdout.take().map(|out| collect(Box::new(out)));
-        let stderr = child.stderr.take().map(|err| collect(Box::new(err)));
+        let (stdout, stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        command.stdout(stdout.try_clone().unwrap()).stderr(stderr.try_clone().unwrap());
+        let child = command.spawn().expect("start a command");
         Self { child, stdout, stderr, what }
     }
 
@@ -74,14 +70,15 @@ impl Background {
             assert!(Instant::now() < end, "did not end within {deadline:?}: {}", self.what);
             thread::sleep(Duration::from_millis(5));
         };
-        let take = |thread: Option<thread::JoinHandle<Vec<u8>>>| thread.map(|t| t.join().unwrap()).unwrap_or_default();
         let code =
             std::os::unix::process::ExitStatusExt::signal(&status).map_or(status.code().unwrap_or(-1), |s| 128 + s);
-        Output {
-            code,
-            stdout: take(self.stdout.take()),
-            stderr: String::from_utf8_lossy(&take(self.stderr.take())).into_owned(),
-        }
+        let take = |mut file: &File| {
+            let mut bytes = Vec::new();
+            file.seek(SeekFrom::Start(0)).unwrap();
+            file.read_to_end(&mut bytes).unwrap();
+            bytes
+        };
+        Output { code, stdout: take(&self.stdout), stderr: String::from_utf8_lossy(&take(&self.stderr)).into_owned() }
     }
 
     /// Waits for its end.
