@@ -51,36 +51,55 @@ pub(crate) struct Ids {
     arguments: Vec<String>,
 }
 
+/// None. Their number is checked by us, in runc's words.
+#[derive(Debug, Args)]
+pub(crate) struct Nothing {
+    #[arg(hide = true, num_args = 0..)]
+    arguments: Vec<String>,
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Create a container
+    #[command(override_usage = "kata-runtime create [OPTIONS] CONTAINER-ID")]
     Create(CreateArgs),
     /// Create and run a container
+    #[command(override_usage = "kata-runtime run [OPTIONS] CONTAINER-ID")]
     Run(RunArgs),
     /// Let a created container run
+    #[command(override_usage = "kata-runtime start CONTAINER-ID")]
     Start(Ids),
     /// Print the state of a container
+    #[command(override_usage = "kata-runtime state CONTAINER-ID")]
     State(Ids),
     /// Send a signal, SIGTERM unless another is named, to a container's first process
+    #[command(override_usage = "kata-runtime kill [OPTIONS] CONTAINER-ID [SIGNAL]")]
     Kill(KillArgs),
     /// Delete a container and everything that belongs to it
+    #[command(override_usage = "kata-runtime delete [OPTIONS] CONTAINER-ID")]
     Delete(DeleteArgs),
     /// Run another process in a container
+    #[command(
+        override_usage = "kata-runtime exec [OPTIONS] CONTAINER-ID COMMAND [ARGUMENT]...\n       kata-runtime exec [OPTIONS] --process FILE CONTAINER-ID"
+    )]
     Exec(ExecArgs),
     /// List the processes of a container
+    #[command(override_usage = "kata-runtime ps [OPTIONS] CONTAINER-ID [-ef | -o COLUMN,...]")]
     Ps(PsArgs),
     /// List the containers
     List(ListArgs),
     /// Freeze the processes of a container
+    #[command(override_usage = "kata-runtime pause CONTAINER-ID")]
     Pause(Ids),
     /// Thaw the processes of a container
+    #[command(override_usage = "kata-runtime resume CONTAINER-ID")]
     Resume(Ids),
     /// Write a config.json to start from
     Spec(SpecArgs),
     /// Print what this runtime can do, as JSON
-    Features(Ids),
+    Features(Nothing),
     /// Print the version
-    Version(Ids),
+    Version(Nothing),
 }
 
 /// Options of `create`, and of `run`.
@@ -131,7 +150,7 @@ pub(crate) struct KillArgs {
     #[arg(long, short)]
     pub all: bool,
     /// Name of the container, and the signal's name or number
-    #[arg(value_name = "CONTAINER-ID [SIGNAL]", num_args = 0..)]
+    #[arg(value_name = "ARGUMENT", num_args = 0..)]
     pub arguments: Vec<String>,
 }
 
@@ -197,7 +216,7 @@ pub(crate) struct ExecArgs {
     #[arg(long)]
     pub ignore_paused: bool,
     /// Name of the container, and the command with its arguments
-    #[arg(value_name = "CONTAINER-ID [COMMAND", num_args = 0.., trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "ARGUMENT", num_args = 0.., trailing_var_arg = true, allow_hyphen_values = true)]
     pub arguments: Vec<String>,
 }
 
@@ -208,7 +227,7 @@ pub(crate) struct PsArgs {
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]
     pub format: String,
     /// Name of the container, and `-ef` or `-o COLUMN,...`
-    #[arg(value_name = "CONTAINER-ID [PS OPTION", num_args = 0.., trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "ARGUMENT", num_args = 0.., trailing_var_arg = true, allow_hyphen_values = true)]
     pub arguments: Vec<String>,
 }
 
@@ -221,8 +240,8 @@ pub(crate) struct ListArgs {
     /// Print names only
     #[arg(long, short)]
     pub quiet: bool,
-    #[arg(hide = true, num_args = 0..)]
-    pub arguments: Vec<String>,
+    #[command(flatten)]
+    pub nothing: Nothing,
 }
 
 /// Options of `spec`.
@@ -234,8 +253,8 @@ pub(crate) struct SpecArgs {
     /// With a user namespace, for a user who is not root
     #[arg(long)]
     pub rootless: bool,
-    #[arg(hide = true, num_args = 0..)]
-    pub arguments: Vec<String>,
+    #[command(flatten)]
+    pub nothing: Nothing,
 }
 
 /// What every command is given.
@@ -295,7 +314,10 @@ pub(crate) fn main(begun_ns: u64) -> ExitCode {
     match carry_out(&context, command) {
         Ok(code) => code,
         Err(Failure::Usage(error, command)) => {
-            let help = Cli::command().find_subcommand_mut(command).map(|c| c.render_help().to_string());
+            let mut cli = Cli::command();
+            // So that each command's usage begins with the program's name.
+            cli.build();
+            let help = cli.find_subcommand_mut(command).map(|c| c.render_help().to_string());
             let _unread = write!(std::io::stdout(), "Incorrect Usage.\n\n{}\n", help.unwrap_or_default());
             context.log.fatal(&error);
             ExitCode::FAILURE
@@ -340,21 +362,21 @@ fn carry_out(context: &Context, command: Command) -> std::result::Result<ExitCod
             commands::ps::ps(context, &args.arguments[0], &args.format, &args.arguments[1..])?
         }
         Command::List(args) => {
-            count("list", &args.arguments, 0, 0)?;
+            count("list", &args.nothing.arguments, 0, 0)?;
             commands::state::list(context, &args.format, args.quiet)?
         }
         Command::Pause(ids) => commands::lifecycle::pause(context, one("pause", &ids.arguments)?)?,
         Command::Resume(ids) => commands::lifecycle::resume(context, one("resume", &ids.arguments)?)?,
         Command::Spec(args) => {
-            count("spec", &args.arguments, 0, 0)?;
+            count("spec", &args.nothing.arguments, 0, 0)?;
             commands::spec::spec(args.bundle.as_deref(), args.rootless)?
         }
-        Command::Features(ids) => {
-            count("features", &ids.arguments, 0, 0)?;
+        Command::Features(nothing) => {
+            count("features", &nothing.arguments, 0, 0)?;
             print(&commands::features::text()?, &context.log)
         }
-        Command::Version(ids) => {
-            count("version", &ids.arguments, 0, 0)?;
+        Command::Version(nothing) => {
+            count("version", &nothing.arguments, 0, 0)?;
             print(&commands::version::text(), &context.log)
         }
     })

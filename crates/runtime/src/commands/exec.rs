@@ -9,7 +9,10 @@ use sandbox::{
     store::{ContainerState, Status},
 };
 
-use super::create::{console_size, refuse_descriptors, warn_of_passed_sockets};
+use super::{
+    create::{console_size, refuse_descriptors, warn_of_passed_sockets},
+    lifecycle::stopped,
+};
 use crate::{
     Error, Result,
     cli::{Context, ExecArgs},
@@ -27,7 +30,7 @@ pub(crate) fn exec(context: &Context, mut args: ExecArgs) -> Result<ExitCode> {
     let client = Client::new(&context.store, &id)?;
     let state = context.store.state(&id)?;
     match state.status {
-        Status::Stopped => return Err(Error::refused("cannot exec in a stopped container")),
+        Status::Stopped => return Err(stopped("cannot exec in a stopped container", &state)),
         Status::Paused if args.ignore_paused => {
             return Err(Error::refused(
                 "--ignore-paused: no process can be started in a frozen container; resume it first",

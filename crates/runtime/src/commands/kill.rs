@@ -4,15 +4,17 @@ use std::process::ExitCode;
 
 use sandbox::{client::Client, store::Status};
 
+use super::lifecycle::stopped;
 use crate::{Error, Result, cli::Context, go, sys};
 
 /// Sends a signal.
 pub(crate) fn kill(context: &Context, id: &str, signal: Option<&str>, all: bool) -> Result<ExitCode> {
     let client = Client::new(&context.store, id)?;
     let signal = parse(signal.unwrap_or("SIGTERM"))?;
-    if context.store.state(id)?.status == Status::Stopped {
+    let state = context.store.state(id)?;
+    if state.status == Status::Stopped {
         // As in runc: nobody is left, so everybody has had it.
-        return if all { Ok(ExitCode::SUCCESS) } else { Err(Error::refused("container not running")) };
+        return if all { Ok(ExitCode::SUCCESS) } else { Err(stopped("container not running", &state)) };
     }
     if !(0..=sys::last_signal()).contains(&signal) {
         return Err(Error::refused("unable to signal init: invalid argument"));

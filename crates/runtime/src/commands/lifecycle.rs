@@ -16,12 +16,20 @@ fn find(context: &Context, id: &str) -> Result<(Client, ContainerState)> {
     Ok((client, state))
 }
 
+/// runc's words for a container that has stopped, and why it has, if that was nobody's wish.
+pub(crate) fn stopped(words: &str, state: &ContainerState) -> Error {
+    match state.failure.as_deref().and_then(|failure| failure.lines().next()) {
+        Some(failure) => Error::refused(format!("{words}: {failure}")),
+        None => Error::refused(words),
+    }
+}
+
 /// `start`.
 pub(crate) fn start(context: &Context, id: &str) -> Result<ExitCode> {
     let (client, state) = find(context, id)?;
     match state.status {
         Status::Created => client.start()?,
-        Status::Stopped => return Err(Error::refused("cannot start a container that has stopped")),
+        Status::Stopped => return Err(stopped("cannot start a container that has stopped", &state)),
         Status::Running => return Err(Error::refused("cannot start an already running container")),
         status => return Err(Error::refused(format!("cannot start a container in the {status} state"))),
     }
@@ -33,7 +41,7 @@ pub(crate) fn pause(context: &Context, id: &str) -> Result<ExitCode> {
     let (client, state) = find(context, id)?;
     match state.status {
         Status::Created | Status::Running => client.pause()?,
-        _ => return Err(Error::refused("container not running")),
+        _ => return Err(stopped("container not running", &state)),
     }
     Ok(ExitCode::SUCCESS)
 }
