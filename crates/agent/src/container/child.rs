@@ -121,7 +121,7 @@ impl First<'_> {
             status.wait()?;
             become_root()?;
         } else {
-            rlimits::apply(process, None)?;
+            rlimits::apply(process, None, "ready process")?;
         }
         if self.namespaces.cgroup {
             sys::unshare(libc::CLONE_NEWCGROUP).context(|| "making a cgroup namespace".into())?;
@@ -170,7 +170,7 @@ impl First<'_> {
 
 impl Further<'_> {
     fn prepare(&self, status: &ChildEnd) -> Result<(), Fault> {
-        rlimits::apply(self.process, None)?;
+        rlimits::apply(self.process, None, "process")?;
         move_into_thread_name_spaces(self.pidfd.as_fd(), self.namespaces.to_join())
             .context(|| "joining the container's namespaces".into())?;
         sys::close_from(STATUS as u32 + 1).context(|| "closing the agent's descriptors".into())?;

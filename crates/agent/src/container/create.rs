@@ -57,7 +57,7 @@ pub async fn create(agent: &Rc<Agent>, request: CreateContainer) -> Result<Rc<Co
         if start {
             // Told before it asks, it does not have to wait.
             agent.crash_at(CrashPoint::Start);
-            forked.end.go_on()?;
+            forked.end.go_on();
         }
         let process = forked.prepared().await?;
         if start {
@@ -125,8 +125,9 @@ fn grant(first: &First<'_>, pid: u32, forked: &Forked) -> Result<(), Fault> {
         return Ok(());
     }
     map_ids(pid, &first.spec.linux)?;
-    rlimits::apply(&first.spec.process, Some(pid))?;
-    forked.end.go_on()
+    rlimits::apply(&first.spec.process, Some(pid), "ready process")?;
+    forked.end.go_on();
+    Ok(())
 }
 
 /// Kills what there is of a container that could not be created, and says why if the kernel did it.
@@ -153,7 +154,7 @@ pub async fn start(agent: &Agent, container: &Container) -> Result<(), Fault> {
     }
     let end = container.unstarted.borrow_mut().take();
     let end = end.ok_or_else(|| fault(FaultKind::InvalidState, "cannot start an already running container"))?;
-    end.go_on()?;
+    end.go_on();
     Forked::executed(&end).await?;
     agent.crash_soon(CrashPoint::Running);
     Ok(())

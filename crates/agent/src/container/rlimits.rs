@@ -3,17 +3,18 @@
 use agent_api::Fault;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
-use crate::fault::{Context, invalid};
+use crate::fault::{Context, invalid, prefixed};
 use crate::spec::{Process, Rlimit as Limit};
 use crate::sys::{SchedAttr, set_io_priority, set_scheduler};
 
-/// What has to be set with the agent's rights: of this process, or of another one that has given them up already.
+/// What has to be set with the agent's rights: of this process, or of another one that has given them up already. `whose` is
+/// what runc calls it.
 ///
 /// # Errors
 /// When the kernel refuses a value.
-pub fn apply(process: &Process, pid: Option<u32>) -> Result<(), Fault> {
+pub fn apply(process: &Process, pid: Option<u32>, whose: &str) -> Result<(), Fault> {
     for limit in &process.rlimits {
-        set_limit(limit, pid)?;
+        set_limit(limit, pid).map_err(|fault| prefixed(&format!("error setting rlimits for {whose}: "), fault))?;
     }
     if let Some(score) = process.oom_score_adj {
         let path = pid.map_or("/proc/self/oom_score_adj".to_owned(), |pid| format!("/proc/{pid}/oom_score_adj"));
@@ -28,9 +29,7 @@ fn set_limit(limit: &Limit, pid: Option<u32>) -> Result<(), Fault> {
     let value = |number: u64| (number != u64::MAX).then_some(number);
     let (resource, number) = resource(&limit.kind)?;
     let wanted = Rlimit { current: value(limit.soft), maximum: value(limit.hard) };
-    prlimit(pid, resource, wanted)
-        .context(|| format!("error setting rlimits for process: error setting rlimit type {number}"))
-        .map(drop)
+    prlimit(pid, resource, wanted).context(|| format!("error setting rlimit type {number}")).map(drop)
 }
 
 /// A limit as the kernel calls it, and its number.

@@ -54,21 +54,20 @@ pub fn pair() -> Result<(AgentEnd, ChildEnd), Fault> {
 pub struct AgentEnd(AsyncFd<OwnedFd>);
 
 impl AgentEnd {
-    /// Lets the child go on, now or when it comes to the point.
-    ///
-    /// # Errors
-    /// When the child is gone.
-    pub fn go_on(&self) -> Result<(), Fault> {
-        rustix::net::send(self.0.get_ref(), GO_ON, SendFlags::NOSIGNAL)
-            .context(|| "telling the process to go on".into())
-            .map(drop)
+    /// Lets the child go on, now or when it comes to the point. That it is gone is learned from [`AgentEnd::next`].
+    pub fn go_on(&self) {
+        let _ = rustix::net::send(self.0.get_ref(), GO_ON, SendFlags::NOSIGNAL);
     }
 
     /// Waits for the child's next message.
     pub async fn next(&self) -> Message {
-        match self.0.async_io(Interest::READABLE, receive).await {
-            Ok(message) => message,
-            Err(_) => Message::End,
+        loop {
+            match self.0.async_io(Interest::READABLE, receive).await {
+                Ok(message) => return message,
+                // The child has ended without having read our message; what it said before comes next.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+                Err(_) => return Message::End,
+            }
         }
     }
 }
@@ -172,9 +171,20 @@ mod tests {
         let Message::Failed(fault) = agent.next().await else { panic!("not a failure") };
         assert_eq!(fault.kind, FaultKind::CommandNotFound);
         assert!(fault.message.starts_with('é'));
-        agent.go_on().unwrap();
+        agent.go_on();
         child.wait().unwrap();
         drop(child);
+        assert!(matches!(agent.next().await, Message::End));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_a_child_said_before_it_ended_unasked_is_heard() {
+        let (agent, child) = pair().unwrap();
+        agent.go_on();
+        child.failed(internal("why"));
+        drop(child);
+        agent.go_on();
+        assert!(matches!(agent.next().await, Message::Failed(fault) if fault.message == "why"));
         assert!(matches!(agent.next().await, Message::End));
     }
 
