@@ -9,12 +9,11 @@ pub struct Snapshot {
     mounts: Vec<String>,
     sockets: usize,
     cgroups: BTreeSet<String>,
-    descriptors: usize,
     state: BTreeSet<String>,
 }
 
 impl Snapshot {
-    /// Takes one. `mine` tells which processes count: those whose command line or name contains it.
+    /// Takes one. `mine` tells which processes and sockets count: those whose command line or path contains it.
     pub fn take(mine: &str, state: &Path) -> Self {
         let mut cgroups = BTreeSet::new();
         directories(Path::new("/sys/fs/cgroup"), 6, &mut cgroups);
@@ -29,7 +28,6 @@ impl Snapshot {
                 .filter(|l| l.contains(mine))
                 .count(),
             cgroups,
-            descriptors: fs::read_dir("/proc/self/fd").map_or(0, Iterator::count),
             state: files,
         }
     }

@@ -65,9 +65,13 @@ fn snapshot(runtime: &Runtime) -> Snapshot {
 
 #[track_caller]
 fn clean_up(runtime: &Runtime, id: &str) {
+    let pids: Vec<String> = Victim::ALL.iter().filter_map(|victim| victim.pid(runtime, id)).collect();
     let deleted = Background::start(&mut runtime.command(["delete", "--force", id])).finish_within(SOON);
     assert_eq!(deleted.code, 0, "{}", deleted.stderr);
     assert!(!runtime.root().join(id).exists());
+    for pid in pids {
+        assert!(!Path::new("/proc").join(&pid).exists(), "process {pid} is left");
+    }
 }
 
 #[track_caller]

@@ -3,7 +3,7 @@
 
 use std::{fs, time::Duration};
 
-use e2e::{Background, Bundle, Runtime, Snapshot, message};
+use e2e::{Background, Bundle, Runtime, message};
 
 #[test]
 fn create_start_kill_delete_pass_through_the_states() {
@@ -98,7 +98,7 @@ fn exec_gives_what_runc_gives() {
         "-c",
         "pwd; echo $X; id; cat /proc/1/comm",
     ]);
-    same(&["nobody", "true"]);
+    assert_eq!(ours.run(["exec", "nobody", "true"]).code, reference.run(["exec", "nobody", "true"]).code);
     for runtime in [&ours, &reference] {
         runtime.ok(["delete", "--force", "exec"]);
     }
@@ -155,28 +155,4 @@ fn killing_the_process_on_the_host_kills_the_container() {
     std::process::Command::new("kill").args(["-KILL", &pid]).status().unwrap();
     runtime.wait_for("standin", "stopped");
     runtime.ok(["delete", "standin"]);
-}
-
-/// Create, start, delete, over and over: nothing may be left, and nothing may grow.
-#[test]
-fn two_hundred_cycles_leave_everything_as_it_was() {
-    let cycles = std::env::var("KATA_CYCLES").map_or(200, |n| n.parse().unwrap());
-    let bundle = Bundle::new(["sleep", "1000"]);
-    let runtime = Runtime::kata();
-    // The state directory's path is in the command line of every process of the sandboxes of this test.
-    let marker = runtime.root().display().to_string();
-    let cycle = |id: &str| {
-        runtime.ok(["create", "--bundle", bundle.arg(), id]);
-        runtime.ok(["start", id]);
-        runtime.ok(["delete", "--force", id]);
-    };
-    cycle("first");
-    let before = Snapshot::take(&marker, &runtime.root());
-    std::thread::scope(|scope| {
-        for worker in 0..2 {
-            let cycle = &cycle;
-            scope.spawn(move || (0..cycles / 2).for_each(|n| cycle(&format!("cycle-{worker}-{n}"))));
-        }
-    });
-    assert_eq!(Snapshot::take(&marker, &runtime.root()), before);
 }
