@@ -78,8 +78,11 @@ fn first_output(runtime: &Runtime, bundle: &Bundle) -> Duration {
 fn starts(runs: usize, report: &mut Report) {
     let bundle = Bundle::new(["echo", "here"]);
     let (kata, runc) = (Runtime::kata(), Runtime::runc());
-    let config = config::Config::default();
-    let kernel = e2e::stage().join("share/kata-containers/vmlinux.container");
+    let mut config = config::Config::default();
+    let share = e2e::stage().join("share/kata-containers");
+    let kernel = share.join("vmlinux.container");
+    config.qemu.kernel = Some(kernel.clone());
+    config.qemu.initrd = Some(share.join("kata-containers-initrd.img"));
     let memory = u64::from(config.qemu.default_memory);
     let (mut ours, mut theirs, mut bare) = (Vec::new(), Vec::new(), Vec::new());
     for run in 1..=runs {
