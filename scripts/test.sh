@@ -9,6 +9,11 @@ status=0
 say "unit tests"
 cargo test --workspace --exclude e2e --exclude bench --no-fail-fast 2>&1 | tee "$log" || status=1
 say "end-to-end tests, in virtual machines beside runc"
+if [ "$(id -u)" != 0 ]; then
+    command -v sudo >/dev/null || fail "the end-to-end tests need root, as runc does; run this as root or install sudo"
+    triple=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+    export "CARGO_TARGET_${triple}_RUNNER=sudo -E"
+fi
 cargo test -p e2e --no-fail-fast -- --test-threads 2 2>&1 | tee -a "$log" || status=1
 read -r passed failed < <(awk '/^test result:/ { passed += $4; failed += $6 } END { print passed + 0, failed + 0 }' "$log")
 if [ "$status" != 0 ] && [ "$failed" = 0 ]; then
