@@ -39,8 +39,10 @@ use boot::{Options, Ports, SharedFs, Stages};
 use error::{Error, Step};
 use log::{Log, chain};
 use reaper::Reaper;
-use rustix::process::DumpableBehavior;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, pidfd_open};
 use rustix::system::{RebootCommand, reboot};
+use sys::Cloned;
 
 fn main() {
     if std::process::id() != 1 {
@@ -122,10 +124,29 @@ async fn serve(
     Ok(())
 }
 
+/// Writes everything back that is not yet where it belongs, by a child that is not waited for longer than two seconds: if a
+/// file server of the host is gone as well, it never ends.
+fn write_back(log: Log) {
+    let forked = match sys::clone3(0, None) {
+        Ok(Cloned::Child) => {
+            rustix::fs::sync();
+            sys::exit_now(0)
+        }
+        Ok(Cloned::Parent(pid)) => pid,
+        Err(error) => return log.warn(format_args!("a process to write everything back could not be made: {error}")),
+    };
+    let ended = Pid::from_raw(forked.cast_signed()).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    let Some(ended) = ended else { return };
+    let deadline = Timespec { tv_sec: 2, tv_nsec: 0 };
+    if !matches!(poll(&mut [PollFd::new(&ended, PollFlags::IN)], Some(&deadline)), Ok(1)) {
+        log.warn("not everything was written back within 2 s");
+    }
+}
+
 /// Ends the guest: the host has closed the channel, so nobody is left to serve.
 fn power_off(log: Log) -> ! {
     log.info("the host has closed the channel: powering off");
-    rustix::fs::sync();
+    write_back(log);
     // The hypervisor is told not to reboot, so a reset ends it, and needs no ACPI in the guest.
     let failed = reboot(RebootCommand::Restart);
     log.error(format_args!("the guest could not be powered off: {failed:?}"));

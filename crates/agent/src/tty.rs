@@ -1,11 +1,10 @@
 //! Terminals: a pseudo terminal of the container's own devpts.
 
-use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
 use agent_api::{Fault, WindowSize};
 use rustix::fs::{Mode, OFlags};
-use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, ptsname, unlockpt};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::fault::Context;
@@ -17,8 +16,6 @@ pub struct Terminal {
     pub master: OwnedFd,
     /// The end that the process gets.
     pub slave: OwnedFd,
-    /// Path of the slave.
-    pub path: CString,
 }
 
 /// Makes a terminal, as seen from inside the container, with the size that the process asks for.
@@ -32,14 +29,13 @@ pub fn open(process: &Process) -> Result<Terminal, Fault> {
         .or_else(|_| rustix::fs::open("/dev/ptmx", flags, Mode::empty()))
         .context(|| "open /dev/ptmx".into())?;
     unlockpt(&master).context(|| "unlocking the terminal".into())?;
-    let path = ptsname(&master, Vec::new()).context(|| "asking for the terminal's name".into())?;
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let slave = ioctl_tiocgptpeer(&master, flags).context(|| format!("open {path:?}"))?;
+    let slave = ioctl_tiocgptpeer(&master, flags).context(|| "open the other end of the terminal".into())?;
     if let Some(size) = &process.console_size {
         let clamp = |number: u64| u16::try_from(number).unwrap_or(u16::MAX);
         resize(master.as_fd(), WindowSize { rows: clamp(size.height), cols: clamp(size.width) })?;
     }
-    Ok(Terminal { master, slave, path })
+    Ok(Terminal { master, slave })
 }
 
 /// Sets a terminal's size.
@@ -63,7 +59,7 @@ mod tests {
         )
         .unwrap();
         let terminal = open(&process).unwrap();
-        assert!(terminal.path.to_str().unwrap().starts_with("/dev/pts/"));
+        assert!(rustix::termios::isatty(&terminal.slave));
         let size = tcgetwinsize(&terminal.slave).unwrap();
         assert_eq!((size.ws_row, size.ws_col), (33, 77));
         resize(&terminal.master, WindowSize { rows: 5, cols: 6 }).unwrap();

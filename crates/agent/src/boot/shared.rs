@@ -4,6 +4,7 @@ use agent_api::{Fault, FaultKind, GUEST_SHARED_DIR, SHARED_FS_TAG};
 use rustix::mount::{MountFlags, mount};
 
 use super::mounts::make_dirs;
+use crate::fault::reason;
 
 /// Whether the shared file system is mounted.
 #[derive(Debug)]
@@ -16,7 +17,7 @@ impl SharedFs {
         let mounted = make_dirs(GUEST_SHARED_DIR).and_then(|()| {
             mount(SHARED_FS_TAG, GUEST_SHARED_DIR, "virtiofs", MountFlags::NODEV, None).map_err(Into::into)
         });
-        Self(mounted.map_err(|error| error.to_string()))
+        Self(mounted.map_err(|error| reason(&error)))
     }
 
     /// Whether it is there.

@@ -19,7 +19,7 @@ use rustix::thread::{
 };
 
 use super::capabilities::Sets;
-use super::mount::{attach, clone_path};
+use super::mount::{attach, clone_tree};
 use super::namespaces::Namespaces;
 use super::status::ChildEnd;
 use super::{lookup, rlimits, rootfs, sysctl, user};
@@ -257,7 +257,7 @@ fn show_as_console(terminal: &tty::Terminal) -> Result<(), Fault> {
     }
     let place = rustix::fs::open("/dev/console", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
     let place = place.context(what)?;
-    let tree = clone_path(&terminal.path.to_string_lossy()).context(what)?;
+    let tree = clone_tree(terminal.slave.as_fd(), false).context(what)?;
     attach(&tree, place.as_fd()).context(what)
 }
 

@@ -117,8 +117,13 @@ impl Container {
         if process.exit.status().is_some() {
             return Err(fault(FaultKind::InvalidState, "container not running"));
         }
+        // A process that waits to be started has no handlers, and as the init of its pid namespace would not notice the
+        // usual ways of ending it.
+        let unstarted = exec.is_none() && self.unstarted.borrow().is_some();
+        let ends = matches!(signal, libc::SIGHUP | libc::SIGINT | libc::SIGQUIT | libc::SIGTERM);
+        let sent = if unstarted && ends { libc::SIGKILL } else { signal };
         // The number is still the process's: it has not been waited for.
-        crate::sys::kill(process.pid, signal)
+        crate::sys::kill(process.pid, sent)
             .map_err(|error| internal(format!("signal {signal} to process {}: {}", process.pid, reason(&error))))
     }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use agent_api::Fault;
 use libc::MOUNT_ATTR_RDONLY;
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, makedev};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string,
     fsmount, fsopen, open_tree, unmount,
@@ -133,7 +133,7 @@ fn mask(paths: &[String]) -> Result<(), Fault> {
         };
         let is_dir = FileType::from_raw_mode(fstat(&place).context(what)?.st_mode) == FileType::Directory;
         let tree = match &shown {
-            _ if !is_dir => clone_path("/dev/null"),
+            _ if !is_dir => null_device(),
             Some(first) => clone_tree(first.as_fd(), false),
             None => empty_tmpfs(),
         };
@@ -144,6 +144,14 @@ fn mask(paths: &[String]) -> Result<(), Fault> {
         }
     }
     Ok(())
+}
+
+/// A mount of the container's /dev/null, which an image without a /dev of its own could have made something else.
+fn null_device() -> std::io::Result<OwnedFd> {
+    let tree = clone_path("/dev/null")?;
+    let stat = fstat(&tree)?;
+    let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == makedev(1, 3);
+    if is_null { Ok(tree) } else { Err(rustix::io::Errno::NODEV.into()) }
 }
 
 fn empty_tmpfs() -> std::io::Result<OwnedFd> {
