@@ -15,7 +15,8 @@ if [ "$(id -u)" != 0 ]; then
     export "CARGO_TARGET_${triple}_RUNNER=sudo -E"
 fi
 cargo test -p e2e --no-fail-fast -- --test-threads 2 2>&1 | tee -a "$log" || status=1
-read -r passed failed < <(awk '/^test result:/ { passed += $4; failed += $6 } END { print passed + 0, failed + 0 }' "$log")
+read -r passed failed < <(sed -n 's/^test result:.* \([0-9]*\) passed; \([0-9]*\) failed.*/\1 \2/p' "$log" |
+    awk '{ passed += $1; failed += $2 } END { print passed + 0, failed + 0 }')
 if [ "$status" != 0 ] && [ "$failed" = 0 ]; then
     echo "the tests could not all be run; see above" >&2
     failed=1
