@@ -118,7 +118,8 @@ fn inside(runs: usize, report: &mut Report) {
     progress("exec");
     let execs = |runtime: &Runtime| timed(|| drop(runtime.ok(["exec", "idle", "true"])), runs * 3);
     // The first fills the guest's page cache.
-    (execs(&kata), execs(&runc));
+    execs(&kata);
+    execs(&runc);
     let (ours, theirs) = (execs(&kata), execs(&runc));
     report.compare("exec of true", ours, theirs);
 
