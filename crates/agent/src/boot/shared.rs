@@ -15,7 +15,7 @@ impl SharedFs {
     /// to a container that has files there, so it is kept until one comes.
     pub fn mount() -> Self {
         let mounted = make_dirs(GUEST_SHARED_DIR).and_then(|()| {
-            mount(SHARED_FS_TAG, GUEST_SHARED_DIR, "virtiofs", MountFlags::NODEV, None).map_err(Into::into)
+            mount(SHARED_FS_TAG, GUEST_SHARED_DIR, "virtiofs", MountFlags::empty(), None).map_err(Into::into)
         });
         Self(mounted.map_err(|error| reason(&error)))
     }
