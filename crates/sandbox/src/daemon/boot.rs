@@ -112,10 +112,10 @@ async fn talk(machine: &Rc<Machine>, boot: Boot, stdio: StdioEnds, timeline: &mu
     let stdio = relay::connect(machine.opener(), stdio, || machine.token())?;
     let create = CreateContainer { id: machine.id(), spec: boot.spec, stdio, seccomp: boot.seccomp, start: boot.start };
     let step = if boot.start { "run the container" } else { "create the container" };
-    // The status first: a process that ends at once must find a state to end.
-    machine.update(|state| state.status = if boot.start { Status::Running } else { Status::Created })?;
     let request = Request::CreateContainer(Box::new(create));
     let pid = machine.start_process(step, None, &request, CREATE_DEADLINE).await?;
+    // Before anything else is awaited, so that a process that ends at once is not called running after it was called stopped.
+    machine.update(|state| state.status = if boot.start { Status::Running } else { Status::Created })?;
     timeline.mark(if boot.start { "container-started" } else { "container-created" });
     Ok(pid)
 }
