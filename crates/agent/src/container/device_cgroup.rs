@@ -249,6 +249,22 @@ mod tests {
     }
 
     #[test]
+    fn the_kernel_accepts_what_is_compiled() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: loading a device filter needs root");
+            return;
+        }
+        let rules = [
+            r#"[]"#,
+            r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"a","access":"rwm"}]"#,
+            r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"b","major":8,"access":"r"},{"allow":false,"type":"c","major":1,"minor":3,"access":"w"}]"#,
+        ];
+        for rules in rules {
+            crate::sys::load_device_filter(&compiled(rules)).unwrap();
+        }
+    }
+
+    #[test]
     fn wrong_rules_are_named() {
         let rules: Vec<DeviceRule> =
             serde_json::from_str(r#"[{"allow":true,"type":"c","major":1,"access":"rx"}]"#).unwrap();

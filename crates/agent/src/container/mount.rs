@@ -260,6 +260,92 @@ pub fn clone_path(path: &str) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    /// Runs a test in a mount namespace of its own, with an empty root file system and a directory beside it.
+    fn in_own_namespace(name: &str, test: impl FnOnce(&Path, &Mounter<'_>) + Send + 'static) {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: mounting needs root");
+            return;
+        }
+        let top = std::env::temp_dir().join(format!("kata-agent-mount-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(top.join("root")).unwrap();
+        let dir = top.clone();
+        let thread = std::thread::spawn(move || {
+            crate::sys::unshare(libc::CLONE_NEWNS).unwrap();
+            let all = rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
+            rustix::mount::mount_change("/", all).unwrap();
+            let root = Root::new(std::fs::File::open(dir.join("root")).unwrap().into());
+            test(&dir, &Mounter { root: &root, cgroup: Path::new("/"), cgroup_namespace: true });
+        });
+        let result = thread.join();
+        std::fs::remove_dir_all(top).unwrap();
+        result.unwrap();
+    }
+
+    fn spec(json: &str) -> Mount {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn a_read_only_bind_mount_of_a_file_cannot_be_written() {
+        in_own_namespace("bind", |top, mounter| {
+            std::fs::write(top.join("file"), "text").unwrap();
+            let source = top.join("file");
+            for (name, options) in [("ro", r#"["bind","ro"]"#), ("rw", r#"["bind"]"#)] {
+                let json = format!(r#"{{"destination":"/a/{name}","source":{source:?},"options":{options}}}"#);
+                mounter.mount(&spec(&json)).unwrap();
+            }
+            assert_eq!(std::fs::read_to_string(top.join("root/a/ro")).unwrap(), "text");
+            let error = std::fs::write(top.join("root/a/ro"), "x").unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+            std::fs::write(top.join("root/a/rw"), "changed").unwrap();
+            assert_eq!(std::fs::read_to_string(source).unwrap(), "changed");
+        });
+    }
+
+    #[test]
+    fn a_tmpfs_looks_like_what_it_hides_and_can_have_a_copy_of_it() {
+        in_own_namespace("tmpfs", |top, mounter| {
+            let etc = top.join("root/etc");
+            std::fs::create_dir(&etc).unwrap();
+            std::fs::set_permissions(&etc, std::fs::Permissions::from_mode(0o711)).unwrap();
+            std::fs::write(etc.join("passwd"), "root").unwrap();
+            let json = r#"{"destination":"/etc","type":"tmpfs","options":["tmpcopyup","ro","nosuid"]}"#;
+            mounter.mount(&spec(json)).unwrap();
+            let mounted = std::fs::metadata(&etc).unwrap();
+            assert_ne!(mounted.dev(), std::fs::metadata(top).unwrap().dev());
+            assert_eq!(mounted.mode() & 0o7777, 0o711);
+            assert_eq!(std::fs::read_to_string(etc.join("passwd")).unwrap(), "root");
+            assert!(std::fs::write(etc.join("new"), "").is_err(), "it was asked to be read-only");
+        });
+    }
+
+    #[test]
+    fn a_link_of_the_image_does_not_lead_a_mount_out() {
+        in_own_namespace("link", |top, mounter| {
+            std::fs::create_dir(top.join("outside")).unwrap();
+            std::fs::write(top.join("outside/kept"), "").unwrap();
+            symlink("../../../../../../../..", top.join("root/up")).unwrap();
+            let destination = Path::new("/up").join(top.join("outside").strip_prefix("/").unwrap());
+            let json = format!(r#"{{"destination":{destination:?},"type":"tmpfs","source":"tmpfs"}}"#);
+            mounter.mount(&spec(&json)).unwrap();
+            assert!(top.join("outside/kept").exists());
+            assert!(top.join("root").join(top.strip_prefix("/").unwrap()).join("outside").is_dir());
+        });
+    }
+
+    #[test]
+    fn a_refused_option_is_named_with_source_and_destination() {
+        in_own_namespace("refused", |_, mounter| {
+            let json = r#"{"destination":"/x","type":"tmpfs","source":"foo","options":["blah"]}"#;
+            let message = mounter.mount(&spec(json)).unwrap_err().message;
+            assert_eq!(
+                message,
+                r#"error mounting "foo" to rootfs at "/x": mount foo:/x, data: blah: invalid argument"#
+            );
+        });
+    }
 
     fn refusal(path: &str, of_proc: bool) -> Option<String> {
         match check_destination(Path::new(path), of_proc) {
