@@ -126,7 +126,7 @@ fn session(runtime: &Runtime, bundle: &Bundle) -> (i32, String) {
     terminal.expect("ready");
     terminal.resize(40, 120);
     // What is typed is echoed, so it must not fall between two lines of output.
-    terminal.expect("40 120");
+    terminal.expect("40 120\r\n");
     terminal.write("some words\n");
     terminal.finish()
 }
