@@ -38,7 +38,8 @@ async fn answer(agent: Rc<Agent>, mut stream: BoxStream) {
         return;
     }
     agent.log.debug(format_args!("call: {}", name(&request)));
-    let answer = match call(&agent, request, &mut stream).await {
+    // Boxed, because every stream has one of these, and most are no calls.
+    let answer = match Box::pin(call(&agent, request, &mut stream)).await {
         Ok(answer) => answer,
         Err(fault) => {
             agent.log.info(format_args!("the call failed: {fault}"));

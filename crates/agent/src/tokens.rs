@@ -2,7 +2,7 @@
 //!
 //! The host opens a process's streams and makes the call that starts it at the same time, so either may come first.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ const STREAM_DEADLINE: Duration = Duration::from_secs(30);
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
 
 enum Slot {
-    /// The serial number tells apart streams that had one token after the other.
-    Stream(u64, BoxStream),
+    /// With what tells the one who left it that it was taken.
+    Stream(BoxStream, oneshot::Sender<()>),
     Call(oneshot::Sender<BoxStream>),
 }
 
@@ -30,7 +30,6 @@ enum Slot {
 #[derive(Default)]
 pub struct Tokens {
     waiting: RefCell<HashMap<StreamToken, Slot>>,
-    serial: Cell<u64>,
 }
 
 impl Tokens {
@@ -40,8 +39,7 @@ impl Tokens {
     /// # Errors
     /// When the token is in use or too much waits already.
     pub async fn park(&self, token: StreamToken, stream: BoxStream) -> Result<(), Fault> {
-        let serial = self.serial.get();
-        {
+        let mut taken = {
             let mut waiting = self.waiting.borrow_mut();
             match waiting.remove(&token) {
                 Some(Slot::Call(call)) => {
@@ -56,14 +54,15 @@ impl Tokens {
                 None if waiting.len() >= MAX_WAITING => {
                     return Err(internal(format!("{MAX_WAITING} streams wait for the call that names them already")));
                 }
-                None => waiting.insert(token, Slot::Stream(serial, stream)),
-            };
-        }
-        self.serial.set(serial + 1);
-        tokio::time::sleep(STREAM_DEADLINE).await;
-        let mut waiting = self.waiting.borrow_mut();
-        if matches!(waiting.get(&token), Some(Slot::Stream(parked, _)) if *parked == serial) {
-            waiting.remove(&token);
+                None => {
+                    let (sender, taken) = oneshot::channel();
+                    waiting.insert(token, Slot::Stream(stream, sender));
+                    taken
+                }
+            }
+        };
+        if timeout(STREAM_DEADLINE, &mut taken).await.is_err() {
+            self.waiting.borrow_mut().remove(&token);
         }
         Ok(())
     }
@@ -92,7 +91,11 @@ impl Tokens {
         let call = {
             let mut waiting = self.waiting.borrow_mut();
             match waiting.remove(&token) {
-                Some(Slot::Stream(_, stream)) => return Ok(Some(stream)),
+                Some(Slot::Stream(stream, taken)) => {
+                    // Who left it may have stopped waiting in this very moment.
+                    let _ = taken.send(());
+                    return Ok(Some(stream));
+                }
                 Some(call @ Slot::Call(_)) => {
                     waiting.insert(token, call);
                     return Err(invalid(format!("{name}: stream token {token} is claimed by another call")));
@@ -144,6 +147,7 @@ mod tests {
             let tokens = Tokens::default();
             let (here, mut there) = duplex(64);
             let park = async {
+                // It is over when the stream was taken, not when the deadline is.
                 if !stream_first {
                     tokio::task::yield_now().await;
                 }
@@ -155,7 +159,8 @@ mod tests {
                 }
                 tokens.claim(&stdin(5), false).await
             };
-            let (_, claimed) = tokio::join!(park, claim);
+            let (parked, claimed) = tokio::join!(park, claim);
+            parked.unwrap().unwrap();
             claimed.unwrap().stdin.unwrap().write_all(b"x").await.unwrap();
             assert_eq!(there.read_u8().await.unwrap(), b'x');
         }
