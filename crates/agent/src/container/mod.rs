@@ -11,7 +11,7 @@
 //! While it is being created its name is taken but nothing can be done with it; if that fails, nothing of it stays. `delete`
 //! is possible in every phase and kills what runs. Paused is not a phase but a property of the cgroup.
 //!
-//! * [`create`] and [`exec`] make processes; what these do until they become the user's program is in [`child`], and what the
+//! * [`mod@create`] and [`mod@exec`] make processes; what these do until they become the user's program is in [`child`], and what the
 //!   two sides say to each other meanwhile in [`status`].
 //! * [`rootfs`], [`mount`], [`mount_options`], [`devices`], [`in_root`], [`copy_up`] make the root file system.
 //! * [`cgroup`], [`resources`], [`device_cgroup`] limit what it may use.
