@@ -1,27 +1,46 @@
 //! Over and over: nothing may be left, and nothing may grow.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
+use std::{fs, sync::Mutex};
+
 use e2e::{Bundle, Runtime, Snapshot};
+
+/// Whether a process of a state file still runs, and is not a later one of the same number.
+fn is_left(process: &serde_json::Value) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process["pid"])).unwrap_or_default();
+    let Some((_, fields)) = stat.rsplit_once(") ") else { return false };
+    let started = fields.split_ascii_whitespace().nth(19);
+    !fields.starts_with('Z') && started == Some(process["start_ticks"].to_string().as_str())
+}
 
 #[test]
 fn two_hundred_cycles_leave_everything_as_it_was() {
     let cycles = std::env::var("KATA_CYCLES").map_or(200, |n| n.parse().unwrap());
     let bundle = Bundle::new(["sleep", "1000"]);
     let runtime = Runtime::kata();
-    // No other test runs beside this one, so every process of ours counts, whatever it is called.
-    let snapshot = || ["kata-", "qemu-system"].map(|name| Snapshot::take(name, &runtime.root()));
+    // The machine may run other sandboxes meanwhile: these are told by their names and their state directory.
+    let name = format!("cycle-{}", std::process::id());
+    let snapshot = || [&name, runtime.root().to_str().unwrap()].map(|mine| Snapshot::take(mine, &runtime.root()));
+    let processes = Mutex::new(Vec::new());
     let cycle = |id: &str| {
         runtime.ok(["create", "--bundle", bundle.arg(), id]);
         runtime.ok(["start", id]);
+        let state = runtime.state_file(id);
+        let mine = ["daemon", "vmm", "virtiofs"].map(|role| state[role].clone());
+        assert!(mine.iter().all(is_left), "a process of a running sandbox is not there: {state}");
+        processes.lock().unwrap().extend(mine);
         runtime.ok(["delete", "--force", id]);
     };
-    cycle("first");
+    cycle(&format!("{name}-first"));
     let before = snapshot();
     std::thread::scope(|scope| {
         for worker in 0..2 {
-            let cycle = &cycle;
-            scope.spawn(move || (0..cycles / 2).for_each(|n| cycle(&format!("cycle-{worker}-{n}"))));
+            let (cycle, name) = (&cycle, &name);
+            scope.spawn(move || (0..cycles / 2).for_each(|n| cycle(&format!("{name}-{worker}-{n}"))));
         }
     });
     assert_eq!(snapshot(), before);
+    let processes = processes.into_inner().unwrap();
+    assert_eq!(processes.len(), (cycles / 2 * 2 + 1) * 3);
+    assert!(!processes.iter().any(is_left), "a process of a deleted sandbox is left");
 }
