@@ -97,7 +97,8 @@ pub(super) async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd
     }
 }
 
-/// The first conversation with the agent: one flight of requests, sent before the guest is up and answered when it is.
+/// The first conversation with the agent: a greeting, written before the guest is up and answered when it is, then one flight
+/// that creates the container and opens its stdio.
 async fn talk(machine: &Rc<Machine>, boot: Boot, stdio: StdioEnds, timeline: &mut Timeline) -> Result<u32> {
     let boot_deadline = boot.config.agent.dial_timeout;
     let hello = Request::Hello(hello()?);

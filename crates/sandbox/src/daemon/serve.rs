@@ -1,6 +1,6 @@
 //! Answering callers: one task per connection, one call per connection.
 
-use std::{os::fd::OwnedFd, rc::Rc, time::Duration};
+use std::{rc::Rc, time::Duration};
 
 use agent_api::{Exec, FaultKind, Reply as AgentReply, Request as AgentRequest, frame};
 use tokio::net::{UnixListener, UnixStream};
@@ -64,7 +64,7 @@ async fn answer(mut stream: UnixStream, machine: Rc<Machine>, deleted: tokio::sy
             }
             return;
         }
-        other => carry_out(&machine, other, descriptors).await.unwrap_or_else(failed),
+        other => carry_out(&machine, other).await.unwrap_or_else(failed),
     };
     // Whoever asked may have gone; there is nobody else to tell.
     let _ = frame::write(&mut stream, &reply).await;
@@ -81,7 +81,7 @@ fn invalid(message: impl Into<String>) -> Error {
     Error::Sandbox { kind: Some(FaultKind::InvalidState), message: message.into() }
 }
 
-async fn carry_out(machine: &Machine, request: Request, _descriptors: Vec<OwnedFd>) -> Result<Reply> {
+async fn carry_out(machine: &Machine, request: Request) -> Result<Reply> {
     let container = machine.id();
     match request {
         Request::State => return Ok(Reply::State(Box::new(machine.state()))),
