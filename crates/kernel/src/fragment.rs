@@ -116,6 +116,7 @@ fn parse_line(text: &str) -> Result<Option<Setting>, String> {
     let expected = "expected CONFIG_NAME=VALUE or a comment";
     let setting = text.strip_prefix("CONFIG_").ok_or_else(|| format!("{expected}, found {text:?}"))?;
     let (option, rest) = setting.split_once('=').ok_or_else(|| format!("{expected}; there is no '=' in {text:?}"))?;
+    let option = option_name(option)?;
     let (value, rest) = parse_value(rest)?;
     let rest = rest.trim_start();
     let limits = match rest.strip_prefix('#') {
@@ -123,7 +124,7 @@ fn parse_line(text: &str) -> Result<Option<Setting>, String> {
         None if rest.is_empty() => Vec::new(),
         None => return Err(format!("{rest:?} follows the value; expected nothing or '#' and limits")),
     };
-    Ok(Some((option_name(option)?, value, limits)))
+    Ok(Some((option, value, limits)))
 }
 
 fn option_name(name: &str) -> Result<String, String> {

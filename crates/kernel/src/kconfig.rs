@@ -163,7 +163,7 @@ impl Reader<'_> {
                 }
             }
             "depends" => {
-                let condition = rest.strip_prefix("on").unwrap_or(rest).trim().to_string();
+                let condition = spaced(rest.strip_prefix("on").unwrap_or(rest));
                 match entry {
                     Entry::Option(_) => self.definition(entry, |definition| definition.depends.push(condition)),
                     Entry::Block => self
@@ -181,7 +181,7 @@ impl Reader<'_> {
                     definition.prompt = true;
                     // `bool "text" if CONDITION`: without the condition there is no prompt.
                     if let Some((_, condition)) = rest.rsplit_once("\" if ") {
-                        definition.depends.push(condition.trim().into());
+                        definition.depends.push(spaced(condition));
                     }
                 });
             }
@@ -205,6 +205,11 @@ impl Reader<'_> {
             change(definition);
         }
     }
+}
+
+/// With single spaces, where an expression went over several lines.
+fn spaced(expression: &str) -> String {
+    expression.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Columns of white space in front; a tab reaches to the next multiple of eight.
@@ -290,7 +295,7 @@ endchoice
         assert_eq!(why("SELECTED", "y", ""), some("it has no prompt: it is on only when something selects it"));
         assert_eq!(why("SELECTED", "n", "CONFIG_SELECTS=y\nCONFIG_NET=y"), some("it is selected by SELECTS"));
         assert_eq!(why("SELECTED", "n", "CONFIG_SELECTS=y"), None);
-        let last = some("it depends on EXPERT && NET && \t\t!SELECTS (EXPERT=n, NET=y, SELECTS=y)");
+        let last = some("it depends on EXPERT && NET && !SELECTS (EXPERT=n, NET=y, SELECTS=y)");
         assert_eq!(why("LAST", "y", "CONFIG_NET=y\nCONFIG_SELECTS=y"), last);
         assert_eq!(why("ONE", "y", "CONFIG_NET=y\nCONFIG_TWO=y"), some("another option of the same choice is on"));
         assert_eq!(why("ONE", "y", ""), some("it depends on NET (NET=n)"));

@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(log, expected);
         let terminal = shown(true, 20, None);
         let clear = "\r\x1b[K";
-        let line = |number| format!("{clear}kernel: {number} steps, n");
+        let line = |number| format!("{clear}kernel: {number} steps, no");
         assert_eq!(terminal, format!("{}{}{}{clear}", line(1), line(2), line(3)));
     }
 
