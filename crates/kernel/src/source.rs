@@ -71,6 +71,10 @@ impl Source {
                 }
                 Source::directory(path)
             }
+            SourceChoice::Path { path, .. } if path.exists() && !path.is_file() => {
+                let why = "it is neither a file nor a directory; expected a tarball of the Linux source".into();
+                Err(Error::NotAKernel { path: path.clone(), why })
+            }
             SourceChoice::Path { path, sha256 } => {
                 let found = files::sha256(path, interrupts)?;
                 match sha256 {
@@ -234,6 +238,8 @@ mod tests {
         let error = get(&other, None, &cache).unwrap_err().to_string();
         assert!(error.contains("expected a tarball of the Linux source"), "{error}");
         assert!(get(&directory.path().join("none"), None, &cache).is_err());
+        let error = get(Path::new("/dev/null"), None, &cache).unwrap_err().to_string();
+        assert!(error.contains("neither a file nor a directory"), "{error}");
         let left: Vec<_> = files::list(&cache.join("src")).unwrap();
         assert_eq!(left, [cache.join("src/lock")]);
     }
