@@ -1,6 +1,8 @@
 //! `kata-kernel` from the outside, on a kernel source in miniature: what it makes, what it refuses, what it leaves when it fails or
 //! is interrupted. Configuration is checked against a real kernel source, if there is one in the cache.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
 mod tree;
 
 use std::{
