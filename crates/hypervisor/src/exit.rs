@@ -35,6 +35,13 @@ pub enum ExitCause {
         /// The line of the console that says so.
         line: String,
     },
+    /// The guest's kernel could not mount its image as the root file system, and panicked.
+    NoRoot {
+        /// The image.
+        image: PathBuf,
+        /// The line of the console that says so.
+        line: String,
+    },
     /// The guest powered itself off.
     PowerOff,
     /// The guest restarted itself. Machines do not restart, they end.
@@ -57,6 +64,15 @@ impl fmt::Display for ExitReason {
                     f,
                     "the guest image {image} does not match its root hash: it is damaged or was tampered with; \
                      {MISMATCH_REMEDY} (the guest's kernel: {line})"
+                );
+            }
+            ExitCause::NoRoot { image, line } => {
+                let image = image.display();
+                return write!(
+                    f,
+                    "the guest's kernel cannot mount the guest image {image}: it must have virtio-blk, the image's file system \
+                     and, if the image has a hash tree, dm-verity with dm-mod.create built in; set kernel to one that has, or \
+                     initrd instead of image (the guest's kernel: {line})"
                 );
             }
             ExitCause::PowerOff => return f.write_str("the guest powered itself off"),

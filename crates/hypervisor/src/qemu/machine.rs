@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::Write,
     os::{fd::OwnedFd, unix::process::ExitStatusExt},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, ExitStatus},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -39,6 +39,16 @@ const MISMATCH: &str = "dm-verity device corrupted";
 /// What dm-verity says about the block just before.
 const MISMATCHED_BLOCK: &str = "device-mapper: verity: ";
 
+/// What follows [`PANIC`] when the kernel finds no root file system.
+const NO_ROOT: &str = "VFS: Unable to mount root fs";
+
+/// A guest image that is a disk.
+pub(super) struct GuestDisk {
+    pub(super) path: PathBuf,
+    /// The guest's kernel checks its blocks.
+    pub(super) is_verified: bool,
+}
+
 /// Our ends of QEMU's connections.
 pub(super) struct Streams {
     pub(super) qmp: UnixStream,
@@ -70,15 +80,15 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// Takes charge of a QEMU that was just started. `notice` becomes the first line of its standard error. `verified` is the guest
-    /// image, if its blocks are checked.
+    /// Takes charge of a QEMU that was just started. `notice` becomes the first line of its standard error. `disk` is the guest
+    /// image, if it is one.
     pub(super) fn new(
         child: Child,
         streams: Streams,
         spawned_ns: u64,
         log: Option<File>,
         notice: Option<String>,
-        verified: Option<PathBuf>,
+        disk: Option<GuestDisk>,
     ) -> Result<Self> {
         let failed = Error::io("watch QEMU's process");
         let process = Arc::new(Process::new(child).map_err(&failed)?);
@@ -96,7 +106,7 @@ impl Machine {
             stderr: Source { stream: streams.stderr, open: true },
             tails: tails.clone(),
             log: log.map(|file| Log { file, left: CONSOLE_LOG_LIMIT }),
-            verified,
+            disk,
             qmp: qmp.clone(),
             qmp_work: tokio::spawn(work),
         };
@@ -220,7 +230,7 @@ struct Watcher {
     stderr: Source,
     tails: Arc<Tails>,
     log: Option<Log>,
-    verified: Option<PathBuf>,
+    disk: Option<GuestDisk>,
     qmp: Qmp,
     qmp_work: JoinHandle<()>,
 }
@@ -282,7 +292,7 @@ impl Watcher {
         if let Some(signal) = status.signal() {
             return if self.process.was_killed(status) { ExitCause::Killed } else { ExitCause::Signal(signal) };
         }
-        if let Some(cause) = panic_cause(&lock(&self.tails.console), self.verified.as_deref()) {
+        if let Some(cause) = panic_cause(&lock(&self.tails.console), self.disk.as_ref()) {
             return cause;
         }
         match (status.code(), self.qmp.shutdown().as_deref()) {
@@ -295,13 +305,14 @@ impl Watcher {
 }
 
 /// What a panic of the guest's kernel means, if there was one.
-fn panic_cause(console: &Tail, verified: Option<&Path>) -> Option<ExitCause> {
+fn panic_cause(console: &Tail, disk: Option<&GuestDisk>) -> Option<ExitCause> {
     let line = console.find_last(PANIC)?;
-    match verified {
-        Some(image) if line.contains(MISMATCH) => {
+    match disk {
+        Some(disk) if disk.is_verified && line.contains(MISMATCH) => {
             let line = console.find_last(MISMATCHED_BLOCK).unwrap_or(line);
-            Some(ExitCause::Mismatch { image: image.into(), line })
+            Some(ExitCause::Mismatch { image: disk.path.clone(), line })
         }
+        Some(disk) if line.contains(NO_ROOT) => Some(ExitCause::NoRoot { image: disk.path.clone(), line }),
         _ => Some(ExitCause::Panic(line)),
     }
 }
@@ -311,18 +322,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_corrupted_image_is_told_from_other_panics() {
+    fn an_image_that_is_at_fault_is_told_from_other_panics() {
+        let disk = |is_verified| GuestDisk { path: "/i".into(), is_verified };
         let mut console = Tail::default();
         assert_eq!(panic_cause(&console, None), None);
         console.push(b"device-mapper: verity: 254:0: data block 7 is corrupted\nKernel panic - not syncing: ");
         console.push(b"dm-verity device corrupted\nCPU: 0\n");
         let line = "device-mapper: verity: 254:0: data block 7 is corrupted".to_owned();
         let mismatch = ExitCause::Mismatch { image: "/i".into(), line };
-        assert_eq!(panic_cause(&console, Some(Path::new("/i"))), Some(mismatch));
+        assert_eq!(panic_cause(&console, Some(&disk(true))), Some(mismatch));
         // A guest whose image is not checked cannot accuse it.
+        for unchecked in [None, Some(&disk(false))] {
+            assert!(matches!(panic_cause(&console, unchecked), Some(ExitCause::Panic(_))));
+        }
+        console.push(b"Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\n");
+        assert!(matches!(panic_cause(&console, Some(&disk(true))), Some(ExitCause::NoRoot { .. })));
         assert!(matches!(panic_cause(&console, None), Some(ExitCause::Panic(_))));
         console.push(b"Kernel panic - not syncing: another\n");
-        assert!(matches!(panic_cause(&console, Some(Path::new("/i"))), Some(ExitCause::Panic(_))));
+        assert!(matches!(panic_cause(&console, Some(&disk(true))), Some(ExitCause::Panic(_))));
     }
 
     #[test]

@@ -169,9 +169,11 @@ impl Qemu {
             .map_err(|(step, source)| Error::Spawn { path: self.config.path.clone(), step, source })?;
         let spawned_ns = monotonic_ns();
         let streams = machine::Streams { qmp, console, channel, stderr };
-        let is_verified = image.disk().is_some_and(|disk| disk.verity.is_some());
-        let verified = is_verified.then(|| config.image.path().to_path_buf());
-        Ok(Box::new(machine::Machine::new(child, streams, spawned_ns, log, notice, verified)?))
+        let disk = image.disk().map(|disk| machine::GuestDisk {
+            path: config.image.path().to_path_buf(),
+            is_verified: disk.verity.is_some(),
+        });
+        Ok(Box::new(machine::Machine::new(child, streams, spawned_ns, log, notice, disk)?))
     }
 
     /// Who QEMU is to be: user and group id, supplementary group, and what the user should be told about that.
