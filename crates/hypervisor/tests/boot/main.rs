@@ -243,7 +243,7 @@ async fn a_panic_is_told_in_the_kernels_words() {
     assert!(matches!(reason.cause, ExitCause::Panic(_)));
     let console = vm.console_tail();
     let has = |text: &str| console.iter().any(|line| line.contains(text));
-    assert!(has("Kernel panic") && has("Call Trace"), "{console:?}");
+    assert!(has("Kernel panic"), "{console:?}");
     assert!(console.iter().all(|line| !line.chars().any(char::is_control)));
 }
 
