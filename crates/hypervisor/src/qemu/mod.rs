@@ -189,11 +189,13 @@ impl Qemu {
             .map_err(|(step, source)| Error::Spawn { path: self.config.path.clone(), step, source })?;
         let spawned_ns = monotonic_ns();
         let streams = machine::Streams { qmp, console, channel, stderr };
-        let disk = image.disk().map(|disk| machine::GuestDisk {
+        let disk = image.disk();
+        let image = machine::ImageFacts {
             path: config.image.path().to_path_buf(),
-            is_verified: disk.verity.is_some(),
-        });
-        Ok(Box::new(machine::Machine::new(child, streams, spawned_ns, log, notice, disk)?))
+            is_disk: disk.is_some(),
+            is_verified: disk.is_some_and(|disk| disk.verity.is_some()),
+        };
+        Ok(Box::new(machine::Machine::new(child, streams, spawned_ns, log, notice, image)?))
     }
 
     fn identity(&self, uid: Option<u32>) -> Identity {
