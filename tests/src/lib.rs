@@ -53,8 +53,10 @@ pub struct Runtime {
     pub name: &'static str,
     program: PathBuf,
     state: tempfile::TempDir,
-    /// Where its configuration is, unless it is everybody's.
-    configuration: Option<tempfile::TempDir>,
+    /// Its configuration, unless it is everybody's.
+    configuration: Option<PathBuf>,
+    /// Where that is, if it was made for it.
+    _made: Option<tempfile::TempDir>,
 }
 
 impl Runtime {
@@ -69,7 +71,14 @@ impl Runtime {
     }
 
     fn new(name: &'static str, program: PathBuf) -> Self {
-        Self { name, program, state: tempfile::tempdir().unwrap(), configuration: None }
+        Self { name, program, state: tempfile::tempdir().unwrap(), configuration: None, _made: None }
+    }
+
+    /// Ours, with a configuration file in place of the one that all tests run with.
+    pub fn kata_configured(file: &Path) -> Self {
+        let mut runtime = Self::kata();
+        runtime.configuration = Some(file.into());
+        runtime
     }
 
     /// Ours, with `settings` (TOML) beyond the configuration that all tests run with.
@@ -82,8 +91,8 @@ impl Runtime {
         }
         fs::write(drop_ins.join("test.toml"), settings).unwrap();
         fs::write(directory.path().join("configuration.toml"), "").unwrap();
-        let mut runtime = Self::kata();
-        runtime.configuration = Some(directory);
+        let mut runtime = Self::kata_configured(&directory.path().join("configuration.toml"));
+        runtime._made = Some(directory);
         runtime
     }
 
@@ -96,8 +105,8 @@ impl Runtime {
     pub fn command<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--root").arg(self.root()).args(args).stdin(Stdio::null());
-        if let Some(directory) = &self.configuration {
-            command.env("KATA_CONF_FILE", directory.path().join("configuration.toml"));
+        if let Some(file) = &self.configuration {
+            command.env(config::FILE_VARIABLE, file);
         }
         command
     }
