@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that building and running need, and unpacks what a guest boots from into the cache.
-# Usage: setup.sh run|test|lint. Quick when nothing is missing; can be interrupted and repeated.
+# Usage: setup.sh run|test|lint, or setup.sh kernel [ARCH]. Quick when nothing is missing; can be interrupted and repeated.
 . "$(dirname "$0")/lib.sh"
 
 purpose=${1:-run}
@@ -17,7 +17,29 @@ case $purpose in
 run) ;;
 test) packages+=("runc: the reference that the tests and the bench compare with") ;;
 lint) packages+=("shellcheck: checks the scripts") ;;
-*) fail "usage: setup.sh run|test|lint" ;;
+kernel)
+    packages=(
+        "gcc: compiles the kernel's build tools"
+        "libc6-dev: the C library they use"
+        "make: runs the kernel's makefiles"
+        "flex: generates the configuration's scanner"
+        "bison: generates the configuration's parser"
+        "bc: computes the kernel's time constants"
+        "perl: runs some of the kernel's scripts"
+        "xz-utils: unpacks the kernel's source"
+        "zstd: compresses the kernel"
+        "libelf-dev: objtool checks the kernel's code"
+    )
+    arch=${2:-$(uname -m)}
+    case $arch in
+    x86_64) compiler=gcc-x86-64-linux-gnu ;;
+    aarch64 | s390x) compiler=gcc-$arch-linux-gnu ;;
+    ppc64le) compiler=gcc-powerpc64le-linux-gnu ;;
+    *) fail "$arch is not an architecture of a guest; expected x86_64, aarch64, s390x or ppc64le" ;;
+    esac
+    [ "$arch" = "$(uname -m)" ] || packages+=("$compiler: compiles for $arch")
+    ;;
+*) fail "usage: setup.sh run|test|lint, or setup.sh kernel [ARCH]" ;;
 esac
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
@@ -86,6 +108,7 @@ if [ "$purpose" = lint ]; then
     done
     exit 0
 fi
+[ "$purpose" = kernel ] && exit 0
 lock_cache
 "$top/scripts/kernel.sh"
 "$top/scripts/rootfs.sh"

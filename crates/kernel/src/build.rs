@@ -11,7 +11,7 @@ use crate::{
     make::{Job, Workshop},
     merge::{Config, Fragments},
     output::{Output, Provenance},
-    source::{Source, SourceChoice},
+    source::{self, Source, SourceChoice},
     tools,
     version::Version,
 };
@@ -74,7 +74,7 @@ impl Request {
         let output = Output::at(output)?;
         let Prepared { source, version, config } = self.prepare(interrupts)?;
         let compiler = tools::compiler(self.arch, interrupts)?;
-        let time = source.time.to_string();
+        let time = source::shown(source.time);
         let key = files::sha256_of(&[&source.id, &config.text(), self.arch.name(), &compiler, BUILDER, &time]);
         if source.fixed && output.is_current(&key, interrupts)? {
             return Ok(Built::UpToDate);

@@ -19,7 +19,7 @@ use crate::{
     lock::Lock,
     merge::Config,
     progress::{self, Progress},
-    source::Source,
+    source::{self, Source},
     version::Version,
 };
 
@@ -137,7 +137,7 @@ impl<'a> Workshop<'a> {
         command
             .env("LC_ALL", "C")
             .env("TZ", "UTC")
-            .env("KBUILD_BUILD_TIMESTAMP", format!("@{}", source.time))
+            .env("KBUILD_BUILD_TIMESTAMP", source::shown(source.time))
             .env("KBUILD_BUILD_VERSION", "1")
             .env("KBUILD_BUILD_USER", "kata")
             .env("KBUILD_BUILD_HOST", "kata")

@@ -132,6 +132,22 @@ fn modified(path: &Path) -> Result<u64, Error> {
     Ok(time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
 }
 
+/// A time as `uname -v` is to show it and date(1) understands it.
+pub(crate) fn shown(time: u64) -> String {
+    let (days, seconds) = (time / 86400, time % 86400);
+    // The Gregorian calendar repeats every 400 years, of 146097 days. Counted from a first of March, the leap day is the last
+    // of its year; 719468 days lie between that of year 0 and 1970.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let year = era * 400 + year + next;
+    format!("{year}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
 fn tree_of(cache: &Path, sha256: &str) -> PathBuf {
     cache.join(format!("linux-{}", &sha256[..16]))
 }
@@ -197,6 +213,16 @@ mod tests {
     fn get(path: &Path, sha256: Option<&str>, cache: &Path) -> Result<Source, Error> {
         let choice = SourceChoice::Path { path: path.into(), sha256: sha256.map(String::from) };
         Source::get(&choice, cache, &Interrupts::none())
+    }
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        assert_eq!(shown(0), "1970-01-01 00:00:00 UTC");
+        assert_eq!(shown(951_782_400), "2000-02-29 00:00:00 UTC");
+        assert_eq!(shown(951_868_800), "2000-03-01 00:00:00 UTC");
+        assert_eq!(shown(1_735_689_599), "2024-12-31 23:59:59 UTC");
+        assert_eq!(shown(4_107_542_400), "2100-03-01 00:00:00 UTC");
+        assert_eq!(shown(1_794_161_105), "2026-11-08 18:05:05 UTC");
     }
 
     #[test]
