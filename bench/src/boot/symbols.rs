@@ -1,0 +1,84 @@
+//! The kernel's own names for addresses, from System.map.
+
+use std::{ops::Range, path::Path};
+
+/// Where the x86_64 kernel's text is in its address space when its physical address is 0 (`__START_KERNEL_map`).
+pub const KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
+
+/// Functions by address.
+#[derive(Debug)]
+pub struct Symbols {
+    sorted: Vec<(u64, String)>,
+    /// All of the kernel's code.
+    text: Range<u64>,
+    /// The part that is used once.
+    init: Range<u64>,
+}
+
+impl Symbols {
+    /// Reads System.map.
+    ///
+    /// # Errors
+    /// It cannot be read or is none.
+    pub fn load(path: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(path).map_err(|e| format!("read {}: {e}", path.display()))?;
+        let symbol = |line: &str| {
+            let mut words = line.split_ascii_whitespace();
+            let address = u64::from_str_radix(words.next()?, 16).ok()?;
+            let kind = words.next()?;
+            // Text, or an absolute address that the linker script gave a name.
+            matches!(kind, "t" | "T" | "A" | "w" | "W").then_some(())?;
+            Some((address, words.next()?.to_owned()))
+        };
+        let mut sorted: Vec<_> = text.lines().filter_map(symbol).collect();
+        // Of several names of one address the first of the file counts, as in the kernel's own traces.
+        sorted.sort_by_key(|(address, _)| *address);
+        let of = |name: &str| {
+            let found = sorted.iter().find(|(_, other)| other == name).map(|(address, _)| *address);
+            found.ok_or_else(|| {
+                format!("{} is not a System.map of a kernel for x86_64: it has no {name}", path.display())
+            })
+        };
+        let (text, init) = (of("_text")?..of("_einittext")?, of("_sinittext")?..of("_einittext")?);
+        Ok(Self { sorted, text, init })
+    }
+
+    /// The address of a name.
+    pub fn address(&self, name: &str) -> Option<u64> {
+        self.sorted.iter().find(|(_, other)| other == name).map(|(address, _)| *address)
+    }
+
+    /// The function an address belongs to. Before the kernel has its page tables, it runs at its physical addresses.
+    pub fn name(&self, address: u64) -> Option<&str> {
+        let virt = if address < KERNEL_MAP { address.checked_add(KERNEL_MAP)? } else { address };
+        if !self.text.contains(&virt) {
+            return None;
+        }
+        let index = self.sorted.partition_point(|(at, _)| *at <= virt).checked_sub(1)?;
+        let at = self.sorted[index].0;
+        let first = self.sorted.partition_point(|(other, _)| *other < at);
+        Some(&self.sorted[first].1)
+    }
+
+    /// Functions that run once, while the kernel starts: address and name.
+    pub fn init_functions(&self) -> impl Iterator<Item = (u64, &str)> {
+        self.sorted.iter().filter(|(at, _)| self.init.contains(at)).map(|(at, name)| (*at, name.as_str()))
+    }
+
+    /// Whether these are the names of this kernel, told by its entry point.
+    ///
+    /// # Errors
+    /// They are not.
+    pub fn check_kernel(&self, kernel: &Path) -> Result<(), String> {
+        let bytes = std::fs::read(kernel).map_err(|e| format!("read {}: {e}", kernel.display()))?;
+        // e_entry of an ELF file of 64 bits
+        let entry = bytes.get(24..32).and_then(|field| field.try_into().ok()).map_or(0, u64::from_le_bytes);
+        let expected = self.address("startup_64").map(|at| at.wrapping_sub(KERNEL_MAP));
+        let elf = bytes.starts_with(b"\x7fELF");
+        if elf && expected == Some(entry) {
+            Ok(())
+        } else {
+            Err(format!("{} is not the kernel these symbols belong to", kernel.display()))
+        }
+    }
+}
