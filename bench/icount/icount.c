@@ -1,7 +1,7 @@
 /*
  * A TCG plugin that counts the guest's instructions, each address by itself, until one address is reached.
  *
- * Arguments: file=PATH, which must exist and be writable, and stop=ADDRESS, hexadecimal. The count is written when the
+ * Arguments: counts=PATH, which must exist and be writable, and stop=ADDRESS, hexadecimal. The count is written when the
  * instruction at ADDRESS is about to be executed for the first time; QEMU ends then. If QEMU ends before, nothing is
  * written.
  *
@@ -102,14 +102,14 @@ EXPORTED int qemu_plugin_install(qemu_plugin_id_t id, const void *info, int argc
     const char *file = NULL;
     (void)info;
     for (int i = 0; i < argc; i++) {
-        if (!strncmp(argv[i], "file=", 5)) {
-            file = argv[i] + 5;
+        if (!strncmp(argv[i], "counts=", 7)) {
+            file = argv[i] + 7;
         } else if (!strncmp(argv[i], "stop=", 5)) {
             stop_at = strtoull(argv[i] + 5, NULL, 16);
         }
     }
     if (!file || !stop_at) {
-        die("file= and stop= are needed");
+        die("counts= and stop= are needed");
     }
     output = fopen(file, "r+");
     if (!output) {

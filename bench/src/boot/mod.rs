@@ -54,6 +54,9 @@ pub struct Options {
     /// Added to the kernel's command line.
     #[arg(long, default_value = "")]
     kernel_params: String,
+    /// Keep the plugin's counts, by address, in this file.
+    #[arg(long)]
+    counts: Option<PathBuf>,
     /// Rows of each table.
     #[arg(long, default_value_t = 20)]
     top: usize,
@@ -77,7 +80,11 @@ pub fn run(options: &Options) -> Result<(), String> {
         .ok_or_else(|| format!("{} has no {MARK}: virtio_console must be built into the kernel", map.display()))?;
 
     let dir = tempfile::tempdir().map_err(|e| format!("make a temporary directory: {e}"))?;
-    let counts = Counts::load(&boot(options, &kernel, &initrd, stop, dir.path())?)?;
+    let file = boot(options, &kernel, &initrd, stop, dir.path())?;
+    if let Some(copy) = &options.counts {
+        fs::copy(&file, copy).map_err(|e| format!("write {}: {e}", copy.display()))?;
+    }
+    let counts = Counts::load(&file)?;
     report::print(&counts, &symbols, options.top);
     Ok(())
 }
@@ -91,7 +98,10 @@ fn boot(options: &Options, kernel: &Path, initrd: &Path, stop: u64, dir: &Path) 
     fs::write(&file, "").map_err(failed("make the file for the counts"))?;
     fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).map_err(failed("open the file for the counts"))?;
 
-    let qemu = config::Config::default().qemu.locate().map_err(|e| e.to_string())?.qemu;
+    let mut config = config::Config::default();
+    config.qemu.kernel = Some(kernel.into());
+    config.qemu.initrd = Some(initrd.into());
+    let qemu = config.qemu.locate().map_err(|e| e.to_string())?.qemu;
     progress("compiling the plugin");
     let plugin = plugin::build(&qemu, dir)?;
     let program = wrap(&qemu, &plugin, &file, stop, dir).map_err(failed("write the program in QEMU's place"))?;
@@ -128,7 +138,7 @@ fn wrap(qemu: &Path, plugin: &Path, counts: &Path, stop: u64, dir: &Path) -> std
     }
     let program = bin.join("qemu");
     let script = format!(
-        "#!/bin/sh\nexec '{}' -icount shift=0,sleep=off -plugin '{},file={},stop={stop:x}' \"$@\"\n",
+        "#!/bin/sh\nexec '{}' -icount shift=0,sleep=off -plugin '{},counts={},stop={stop:x}' \"$@\"\n",
         qemu.display(),
         plugin.display(),
         counts.display()
