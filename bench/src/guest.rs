@@ -1,6 +1,6 @@
 //! What the guest's kernel and agent hold in a small guest, and how large the files are that it boots from.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use e2e::{Bundle, Runtime};
 
@@ -28,14 +28,11 @@ pub fn run(options: &Options) -> Result<(), String> {
     let share = e2e::stage().join("share/kata-containers");
     let kernel = options.kernel.clone().unwrap_or_else(|| share.join("vmlinux.container"));
     let initrd = options.initrd.clone().unwrap_or_else(|| share.join("kata-containers-initrd.img"));
-    let dir = tempfile::tempdir().map_err(|e| format!("make a temporary directory: {e}"))?;
-    let configuration = dir.path().join("configuration.toml");
-    let text =
+    let settings =
         format!("[hypervisor.qemu]\nkernel = {kernel:?}\ninitrd = {initrd:?}\ndefault_memory = {}\n", options.memory);
-    fs::write(&configuration, text).map_err(|e| format!("write a configuration: {e}"))?;
 
     progress("booting a guest that idles");
-    let runtime = Runtime::kata_configured(&configuration);
+    let runtime = Runtime::kata_with(&settings);
     let bundle = Bundle::new(["sleep", "1000"]);
     runtime.ok(["run", "--detach", "--bundle", bundle.arg(), "idle"]);
     // The file server gives back the guest's pages after a second without requests.

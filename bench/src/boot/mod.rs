@@ -26,10 +26,6 @@ use crate::progress;
 /// The kernel's function for a write(2) on a port of virtio-serial. At its first call the agent's answer is ready.
 const MARK: &str = "port_fops_write";
 
-/// What a guest is told about the clock: under -icount with shift 0 an instruction takes a nanosecond, so the processor's time stamp
-/// counter runs at 1 GHz, whatever the host's does. The runtime states the host's frequency.
-const TSC_KHZ: u32 = 1_000_000;
-
 /// What to boot.
 #[derive(Debug, clap::Args)]
 pub struct Options {
@@ -98,28 +94,24 @@ fn boot(options: &Options, kernel: &Path, initrd: &Path, stop: u64, dir: &Path) 
     fs::write(&file, "").map_err(failed("make the file for the counts"))?;
     fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).map_err(failed("open the file for the counts"))?;
 
-    let mut config = config::Config::default();
-    config.qemu.kernel = Some(kernel.into());
-    config.qemu.initrd = Some(initrd.into());
-    let qemu = config.qemu.locate().map_err(|e| e.to_string())?.qemu;
+    let arch = hypervisor::Arch::of_kernel(kernel).map_err(|e| e.to_string())?;
+    let qemu = config::Config::default().qemu.locate_program(arch.qemu_program(), arch.qemu_package());
+    let qemu = qemu.map_err(|e| e.to_string())?;
     progress("compiling the plugin");
     let plugin = plugin::build(&qemu, dir)?;
     let program = wrap(&qemu, &plugin, &file, stop, dir).map_err(failed("write the program in QEMU's place"))?;
-    let configuration = dir.join("configuration.toml");
-    let params = format!("{} tsc_early_khz={TSC_KHZ}", options.kernel_params);
-    let mut text = format!(
+    let mut settings = format!(
         "[hypervisor.qemu]\npath = {program:?}\nkernel = {kernel:?}\ninitrd = {initrd:?}\naccelerator = \"tcg\"\n\
-         kernel_params = {params:?}\ndefault_memory = {}\ndefault_vcpus = {}\n",
-        options.memory, options.vcpus
+         kernel_params = {:?}\ndefault_memory = {}\ndefault_vcpus = {}\n",
+        options.kernel_params, options.memory, options.vcpus
     );
     if let Some(machine) = &options.machine {
-        text.push_str(&format!("machine_type = {machine:?}\n"));
+        settings.push_str(&format!("machine_type = {machine:?}\n"));
     }
-    fs::write(&configuration, text).map_err(failed("write a configuration"))?;
 
     progress("booting and counting");
     let bundle = Bundle::new(["true"]);
-    let runtime = Runtime::kata_configured(&configuration);
+    let runtime = Runtime::kata_with(&settings);
     // It fails: the machine ends in the middle of its start.
     let output = runtime.run(["run", "--bundle", bundle.arg(), "boot"]);
     match fs::metadata(&file) {

@@ -65,20 +65,24 @@ impl Symbols {
         self.sorted.iter().filter(|(at, _)| self.init.contains(at)).map(|(at, name)| (*at, name.as_str()))
     }
 
-    /// Whether these are the names of this kernel, told by its entry point.
+    /// Whether these are the names of this kernel, told by where it is entered, which differs between builds.
     ///
     /// # Errors
     /// They are not.
     pub fn check_kernel(&self, kernel: &Path) -> Result<(), String> {
         let bytes = std::fs::read(kernel).map_err(|e| format!("read {}: {e}", kernel.display()))?;
-        // e_entry of an ELF file of 64 bits
-        let entry = bytes.get(24..32).and_then(|field| field.try_into().ok()).map_or(0, u64::from_le_bytes);
-        let expected = self.address("startup_64").map(|at| at.wrapping_sub(KERNEL_MAP));
-        let elf = bytes.starts_with(b"\x7fELF");
-        if elf && expected == Some(entry) {
+        let expected = self.address("pvh_start_xen").map(|at| at.wrapping_sub(KERNEL_MAP));
+        if expected.is_some() && expected == pvh_entry(&bytes) {
             Ok(())
         } else {
             Err(format!("{} is not the kernel these symbols belong to", kernel.display()))
         }
     }
+}
+
+/// The physical address in the note that announces PVH: owner `Xen`, type 18, an address of 8 bytes.
+fn pvh_entry(elf: &[u8]) -> Option<u64> {
+    const NOTE: &[u8] = b"\x04\0\0\0\x08\0\0\0\x12\0\0\0Xen\0";
+    let at = elf.windows(NOTE.len()).position(|window| window == NOTE)? + NOTE.len();
+    Some(u64::from_le_bytes(elf.get(at..at + 8)?.try_into().ok()?))
 }
