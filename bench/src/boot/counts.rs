@@ -53,3 +53,19 @@ impl Counts {
         Some(self.places[index].first)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plugins_file_is_read() {
+        let counts = Counts::parse("total 12\nffffffff81000010 3 7\n1000 0 5\n2000 0 0\n").unwrap();
+        assert_eq!((counts.total, counts.places.len()), (12, 2));
+        assert_eq!((counts.first(0x1000), counts.first(0xffff_ffff_8100_0010)), (Some(0), Some(3)));
+        assert_eq!(counts.first(0x2000), None);
+        for bad in ["", "total x\n", "total 1\n1000 0\n", "1000 0 5\n"] {
+            assert!(Counts::parse(bad).is_none(), "{bad}");
+        }
+    }
+}

@@ -35,3 +35,20 @@ fn api(version: &str) -> u32 {
     let major: u32 = number.split('.').next().and_then(|major| major.parse().ok()).unwrap_or_default();
     if major >= 9 { 2 } else { 1 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interface_follows_from_qemus_version() {
+        for (version, expected) in [
+            ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\nCopyright", 1),
+            ("QEMU emulator version 8.2.0", 1),
+            ("QEMU emulator version 9.0.0", 2),
+            ("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)", 2),
+        ] {
+            assert_eq!(api(version), expected, "{version}");
+        }
+    }
+}

@@ -22,6 +22,13 @@ impl Symbols {
     /// It cannot be read or is none.
     pub fn load(path: &Path) -> Result<Self, String> {
         let text = std::fs::read_to_string(path).map_err(|e| format!("read {}: {e}", path.display()))?;
+        Self::parse(&text).map_err(|missing| {
+            format!("{} is not a System.map of a kernel for x86_64: it has no {missing}", path.display())
+        })
+    }
+
+    /// The error is the name that is missing.
+    fn parse(text: &str) -> Result<Self, &'static str> {
         let symbol = |line: &str| {
             let mut words = line.split_ascii_whitespace();
             let address = u64::from_str_radix(words.next()?, 16).ok()?;
@@ -33,11 +40,8 @@ impl Symbols {
         let mut sorted: Vec<_> = text.lines().filter_map(symbol).collect();
         // Of several names of one address the first of the file counts, as in the kernel's own traces.
         sorted.sort_by_key(|(address, _)| *address);
-        let of = |name: &str| {
-            let found = sorted.iter().find(|(_, other)| other == name).map(|(address, _)| *address);
-            found.ok_or_else(|| {
-                format!("{} is not a System.map of a kernel for x86_64: it has no {name}", path.display())
-            })
+        let of = |name: &'static str| {
+            sorted.iter().find(|(_, other)| other == name).map(|(address, _)| *address).ok_or(name)
         };
         let (text, init) = (of("_text")?..of("_einittext")?, of("_sinittext")?..of("_einittext")?);
         Ok(Self { sorted, text, init })
@@ -85,4 +89,44 @@ fn pvh_entry(elf: &[u8]) -> Option<u64> {
     const NOTE: &[u8] = b"\x04\0\0\0\x08\0\0\0\x12\0\0\0Xen\0";
     let at = elf.windows(NOTE.len()).position(|window| window == NOTE)? + NOTE.len();
     Some(u64::from_le_bytes(elf.get(at..at + 8)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAP: &str = "\
+0000000000000000 A fixed_percpu_data
+ffffffff81000000 T _text
+ffffffff81000000 T startup_64
+ffffffff81000100 t first
+ffffffff81000100 t alias
+ffffffff81000180 d data
+ffffffff81000200 T second
+ffffffff81000300 T _sinittext
+ffffffff81000310 t setup
+ffffffff81000400 T _einittext
+";
+
+    #[test]
+    fn an_address_has_the_name_of_the_function_before_it() {
+        let symbols = Symbols::parse(MAP).unwrap();
+        assert_eq!(symbols.name(0xffff_ffff_8100_01ff), Some("first"));
+        assert_eq!(symbols.name(0xffff_ffff_8100_0200), Some("second"));
+        // Where it runs before there are page tables.
+        assert_eq!(symbols.name(0x0100_0208), Some("second"));
+        for outside in [0, 0x40_0000, 0xf_fff0, 0xffff_ffff_8100_0400, 0xffff_ffff_c000_0000] {
+            assert_eq!(symbols.name(outside), None, "{outside:x}");
+        }
+        assert_eq!(symbols.init_functions().map(|(_, name)| name).collect::<Vec<_>>(), ["_sinittext", "setup"]);
+        assert_eq!(Symbols::parse("ffffffff81000000 T _text\n").unwrap_err(), "_einittext");
+    }
+
+    #[test]
+    fn the_note_of_pvh_is_found() {
+        let mut elf = b"\x7fELF and more \x04\0\0\0\x08\0\0\0\x12\0\0\0Xen\0".to_vec();
+        assert_eq!(pvh_entry(&elf), None);
+        elf.extend(0x0100_0310u64.to_le_bytes());
+        assert_eq!(pvh_entry(&elf), Some(0x0100_0310));
+    }
 }
