@@ -1,0 +1,160 @@
+#!/usr/bin/env bash
+# Installs the packages in a clean Debian 12, upgrades them, runs a container with them, removes and purges them, and compares
+# every file with what was there before. Usage: test.sh, after `make build`.
+# The clean system is made once, in CACHE/chroot. Everything else happens in a mount namespace of its own on a tmpfs, so
+# that nothing is left whatever happens.
+# shellcheck source=lib.sh
+. "$(dirname "$0")/../../scripts/lib.sh"
+
+suite=bookworm
+# The distribution's QEMU, so that the packages' dependencies are there, and the oldest QEMU that is supported is tried.
+include=qemu-system-x86
+base=$cache/chroot/$suite
+
+# What dpkg and apt keep for themselves when packages come and go, each by name.
+own_records='^(var/log/dpkg\.log|var/log/alternatives\.log|var/log/apt/(history|term)\.log|var/log/apt/eipp\.log\.xz
+|var/lib/dpkg/(status|available|diversions|statoverride)-old|var/lib/dpkg/triggers/(Lock|Unincorp)|var/lib/dpkg/lock(-frontend)?
+|var/lib/apt/extended_states|var/lib/apt/lists/lock|var/cache/apt/(src)?pkgcache\.bin|var/cache/apt/archives/lock
+|var/cache/ldconfig/aux-cache) '
+own_records=${own_records//$'\n'/}
+
+make_base() {
+    [ -e "$base/.made" ] && return
+    command -v mmdebstrap >/dev/null || {
+        say "needs the package mmdebstrap (makes a clean Debian system)"
+        quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600 install -y --no-remove --no-install-recommends mmdebstrap
+    }
+    local mirror
+    # shellcheck disable=SC2016 # the $ is apt's
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | head -n1)
+    [ -n "$mirror" ] || fail "apt's sources name no mirror of Debian, from which a clean system could be made"
+    say "making a clean Debian $suite with $include (once, about 2 minutes): $base"
+    mkdir -p "$cache/chroot"
+    as_root rm -rf "$base" "$base.new"
+    quietly as_root mmdebstrap --mode=root --variant=minbase --include="$include" --format=directory \
+        --aptopt='APT::Install-Recommends "false"' "$suite" "$base.new" "$mirror"
+    as_root mkdir -p "$base.new/mnt"
+    as_root touch "$base.new/.made"
+    as_root mv "$base.new" "$base"
+}
+
+# Everything in the system: path, kind, mode, owner, target and content.
+snapshot() {
+    (cd "$root" && {
+        find . -xdev -mindepth 1 \( -path ./proc -o -path ./dev -o -path ./sys -o -path ./mnt \) -prune -o \
+            -not -type f -printf '%P %y %m %U:%G %l\n' -o -type f -printf '%P %y %m %U:%G\n'
+        find . -xdev \( -path ./proc -o -path ./dev -o -path ./sys -o -path ./mnt \) -prune -o -type f -print0 |
+            xargs -0 sha256sum | sed -E 's/^([0-9a-f]+)  \.\/(.*)/\2 content \1/'
+    }) | grep -vE "$own_records" | LC_ALL=C sort
+}
+
+# same BEFORE AFTER WHEN: fails with the differences.
+same() {
+    if ! diff -U0 "$1" "$2" >"$work/difference"; then
+        grep '^[-+][^-+]' "$work/difference" | head -n 20 >&2
+        fail "after $3 the system is not what it was; the differences are above (- before, + after)"
+    fi
+    say "after $3 nothing is left: $(wc -l <"$1") entries are the same"
+}
+
+inside() { chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb DEBIAN_FRONTEND=noninteractive "$@"; }
+
+# Runs a command in the system and expects a line of its output.
+expect() {
+    local wanted=$1 output
+    shift
+    output=$(inside "$@" 2>&1) || fail "in the clean system \`$*\` failed: $output"
+    grep -qE -- "$wanted" <<<"$output" || fail "in the clean system \`$*\` did not say \"$wanted\" but: $output"
+}
+
+# Runs a container by the packages' own files. Its root file system is the system itself.
+run_container() {
+    local bundle=/run/bundle output
+    inside mkdir "$bundle"
+    inside kata-runtime spec --bundle "$bundle"
+    sed -i -e 's/"terminal": true/"terminal": false/' -e 's|"path": "rootfs"|"path": "/"|' \
+        -e 's|^\([[:space:]]*\)"sh"$|\1"uname", "-r"|' "$root$bundle/config.json"
+    output=$(inside timeout 300 kata-runtime run --bundle "$bundle" "$1" 2>&1) || fail "the installed kata-runtime ran no container: $output"
+    say "a container ran ($2): guest kernel ${output##*$'\n'}, host kernel $(uname -r)"
+    [ "${output##*$'\n'}" != "$(uname -r)" ] || fail "the container ran on the host's kernel: $output"
+    inside rm -r "$bundle"
+    inside test ! -e "/run/kata-runtime/$1" || fail "the container left /run/kata-runtime/$1"
+    inside rm -rf /run/kata-runtime
+}
+
+# The test itself, in the namespace.
+test_packages() {
+    local packages=(kata kata-guest-image kata-kernel)
+    mount -t tmpfs -o mode=755 kata-deb-test "$work"
+    mkdir "$work"/{upper,work,root,debs,old}
+    root=$work/root
+    mount -t overlay -o "lowerdir=$base,upperdir=$work/upper,workdir=$work/work" kata-deb-test "$root"
+    mount -t proc proc "$root/proc"
+    mount -t tmpfs -o mode=755 dev "$root/dev"
+    mkdir "$root"/dev/{pts,shm}
+    mount -t devpts -o newinstance,ptmxmode=666 devpts "$root/dev/pts"
+    ln -s pts/ptmx "$root/dev/ptmx"
+    for device in null zero full random urandom tty; do
+        : >"$root/dev/$device"
+        mount --bind "/dev/$device" "$root/dev/$device"
+    done
+    mount -t tmpfs -o mode=755 debs "$root/mnt"
+
+    say "packing version 0.0.1, to upgrade from, and the current one"
+    "$top/packaging/deb/build.sh" --version 0.0.1 --compression none --output "$work/old" >/dev/null
+    "$top/packaging/deb/build.sh" --compression none --output "$work/debs" >/dev/null
+    "$top/packaging/deb/build.sh" --compression none --output "$work/again" >/dev/null
+    for deb in "$work"/debs/*.deb; do
+        cmp "$deb" "$work/again/$(basename "$deb")" || fail "packing twice gave different bytes: $(basename "$deb")"
+    done
+    rm -r "$work/again"
+    mkdir "$root"/mnt/{old,new}
+    cp "$work"/old/*.deb "$root/mnt/old"
+    cp "$work"/debs/*.deb "$root/mnt/new"
+    rm -r "$work/old" "$work/debs"
+    snapshot >"$work/before"
+
+    say "installing version 0.0.1"
+    quietly inside sh -c 'apt-get -qq install -y --no-install-recommends /mnt/old/kata_* /mnt/old/kata-guest-image_* /mnt/old/kata-kernel_*'
+    say "upgrading"
+    quietly inside sh -c 'apt-get -qq install -y --no-install-recommends /mnt/new/kata_* /mnt/new/kata-guest-image_* /mnt/new/kata-kernel_*'
+    for package in "${packages[@]}"; do
+        # shellcheck disable=SC2016 # the $ is dpkg's
+        expect "^$package .* installed$" dpkg-query -W -f '${Package} ${Version} ${db:Status-Status}\n' "$package"
+        quietly inside dpkg --verify "$package"
+    done
+    expect '^kata-runtime version' kata-runtime --version
+    expect 'ociVersion' kata-runtime features
+    expect '^\.TH KATA-RUNTIME 8' zcat /usr/share/man/man8/kata-runtime.8.gz
+    expect 'complete -F' cat /usr/share/bash-completion/completions/kata-runtime
+    expect '^#compdef kata-runtime' cat /usr/share/zsh/vendor-completions/_kata-runtime
+    # shellcheck disable=SC2016 # the $ is dpkg's
+    run_container deb-distribution "QEMU $(inside dpkg-query -W -f '${Version}' qemu-system-x86)"
+    if inside test -e "/mnt/new/$(cd "$root/mnt/new" && echo kata-qemu_*)"; then
+        say "installing the trimmed QEMU"
+        quietly inside sh -c 'apt-get -qq install -y --no-install-recommends /mnt/new/kata-qemu_*'
+        packages+=(kata-qemu)
+        run_container deb-trimmed "$(inside sh -c '/usr/lib/kata-containers/qemu/bin/qemu-system-* --version' | head -n1)"
+    fi
+    say "removing"
+    quietly inside apt-get -qq remove -y "${packages[@]}"
+    snapshot >"$work/removed"
+    same <(grep -v '^var/lib/dpkg/' "$work/before") <(grep -v '^var/lib/dpkg/' "$work/removed") removing
+    say "purging"
+    quietly inside apt-get -qq purge -y "${packages[@]}"
+    snapshot >"$work/after"
+    same "$work/before" "$work/after" purging
+}
+
+if [ "${KATA_DEB_TEST_INSIDE:-}" ]; then
+    work=$KATA_DEB_TEST_INSIDE
+    test_packages
+    exit
+fi
+make_base
+work=$(mktemp -d)
+trap 'rmdir "$work"' EXIT
+trap 'exit 130' INT TERM
+# Not as init of a pid namespace: the processes of a sandbox die with it in any case.
+as_root env "KATA_DEB_TEST_INSIDE=$work" "KATA_CACHE=$cache" "KATA_STAGE=$stage" unshare --mount --propagation private "$0"
+say "the packages install, upgrade, run a container, and leave no trace"
