@@ -14,16 +14,14 @@ base=$cache/chroot/$suite
 # What dpkg and apt keep for themselves when packages come and go, each by name.
 own_records='^(var/log/dpkg\.log|var/log/alternatives\.log|var/log/apt/(history|term)\.log|var/log/apt/eipp\.log\.xz
 |var/lib/dpkg/(status|available|diversions|statoverride)-old|var/lib/dpkg/triggers/(Lock|Unincorp)|var/lib/dpkg/lock(-frontend)?
-|var/lib/apt/extended_states|var/lib/apt/lists/lock|var/cache/apt/(src)?pkgcache\.bin|var/cache/apt/archives/lock
+|var/lib/apt/extended_states|var/lib/apt/lists/(lock|auxfiles)|var/cache/apt/(src)?pkgcache\.bin
+|var/cache/apt/archives/(lock|partial)
 |var/cache/ldconfig/aux-cache) '
 own_records=${own_records//$'\n'/}
 
 make_base() {
     [ -e "$base/.made" ] && return
-    command -v mmdebstrap >/dev/null || {
-        say "needs the package mmdebstrap (makes a clean Debian system)"
-        quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600 install -y --no-remove --no-install-recommends mmdebstrap
-    }
+    command -v mmdebstrap >/dev/null || fail "mmdebstrap is missing; run \`scripts/setup.sh test\`"
     local mirror
     # shellcheck disable=SC2016 # the $ is apt's
     mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | head -n1)
@@ -41,9 +39,9 @@ make_base() {
 # Everything in the system: path, kind, mode, owner, target and content.
 snapshot() {
     (cd "$root" && {
-        find . -xdev -mindepth 1 \( -path ./proc -o -path ./dev -o -path ./sys -o -path ./mnt \) -prune -o \
+        find . -xdev -mindepth 1 \( -path ./proc -o -path ./dev -o -path ./sys -o -path ./run -o -path ./mnt \) -prune -o \
             -not -type f -printf '%P %y %m %U:%G %l\n' -o -type f -printf '%P %y %m %U:%G\n'
-        find . -xdev \( -path ./proc -o -path ./dev -o -path ./sys -o -path ./mnt \) -prune -o -type f -print0 |
+        find . -xdev \( -path ./proc -o -path ./dev -o -path ./sys -o -path ./run -o -path ./mnt \) -prune -o -type f -print0 |
             xargs -0 sha256sum | sed -E 's/^([0-9a-f]+)  \.\/(.*)/\2 content \1/'
     }) | grep -vE "$own_records" | LC_ALL=C sort
 }
@@ -58,6 +56,13 @@ same() {
 }
 
 inside() { chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb DEBIAN_FRONTEND=noninteractive "$@"; }
+
+# install_from old|new PACKAGE...
+install_from() {
+    local from=$1
+    shift
+    quietly inside sh -c "apt-get -qq install -y --no-install-recommends $(printf "/mnt/$from/%s_* " "$@")"
+}
 
 # Runs a command in the system and expects a line of its output.
 expect() {
@@ -78,15 +83,19 @@ run_container() {
     say "a container ran ($2): guest kernel ${output##*$'\n'}, host kernel $(uname -r)"
     [ "${output##*$'\n'}" != "$(uname -r)" ] || fail "the container ran on the host's kernel: $output"
     inside rm -r "$bundle"
-    inside test ! -e "/run/kata-runtime/$1" || fail "the container left /run/kata-runtime/$1"
-    inside rm -rf /run/kata-runtime
+    # What the runtime found out about KVM holds until the next boot and is kept.
+    output=$(find "$root/run" -mindepth 1 -not -type d -not -name kvm-probe)
+    [ -z "$output" ] || fail "the container left behind: $output"
 }
 
 # The test itself, in the namespace.
 test_packages() {
     local packages=(kata kata-guest-image kata-kernel)
-    mount -t tmpfs -o mode=755 kata-deb-test "$work"
-    mkdir "$work"/{upper,work,root,debs,old}
+    mkdir "$work/tmpfs"
+    mount -t tmpfs -o mode=755 kata-deb-test "$work/tmpfs"
+    # From here on everything is written to memory.
+    work=$work/tmpfs
+    mkdir "$work"/{upper,work,root}
     root=$work/root
     mount -t overlay -o "lowerdir=$base,upperdir=$work/upper,workdir=$work/work" kata-deb-test "$root"
     mount -t proc proc "$root/proc"
@@ -99,25 +108,16 @@ test_packages() {
         mount --bind "/dev/$device" "$root/dev/$device"
     done
     mount -t tmpfs -o mode=755 debs "$root/mnt"
+    # As on every running system; what containers leave in it is looked at after each.
+    mount -t tmpfs -o mode=755 run "$root/run"
 
-    say "packing version 0.0.1, to upgrade from, and the current one"
-    "$top/packaging/deb/build.sh" --version 0.0.1 --compression none --output "$work/old" >/dev/null
-    "$top/packaging/deb/build.sh" --compression none --output "$work/debs" >/dev/null
-    "$top/packaging/deb/build.sh" --compression none --output "$work/again" >/dev/null
-    for deb in "$work"/debs/*.deb; do
-        cmp "$deb" "$work/again/$(basename "$deb")" || fail "packing twice gave different bytes: $(basename "$deb")"
-    done
-    rm -r "$work/again"
-    mkdir "$root"/mnt/{old,new}
-    cp "$work"/old/*.deb "$root/mnt/old"
-    cp "$work"/debs/*.deb "$root/mnt/new"
-    rm -r "$work/old" "$work/debs"
+    cp -r "$packs"/{old,new} "$root/mnt"
     snapshot >"$work/before"
 
     say "installing version 0.0.1"
-    quietly inside sh -c 'apt-get -qq install -y --no-install-recommends /mnt/old/kata_* /mnt/old/kata-guest-image_* /mnt/old/kata-kernel_*'
+    install_from old "${packages[@]}"
     say "upgrading"
-    quietly inside sh -c 'apt-get -qq install -y --no-install-recommends /mnt/new/kata_* /mnt/new/kata-guest-image_* /mnt/new/kata-kernel_*'
+    install_from new "${packages[@]}"
     for package in "${packages[@]}"; do
         # shellcheck disable=SC2016 # the $ is dpkg's
         expect "^$package .* installed$" dpkg-query -W -f '${Package} ${Version} ${db:Status-Status}\n' "$package"
@@ -130,31 +130,39 @@ test_packages() {
     expect '^#compdef kata-runtime' cat /usr/share/zsh/vendor-completions/_kata-runtime
     # shellcheck disable=SC2016 # the $ is dpkg's
     run_container deb-distribution "QEMU $(inside dpkg-query -W -f '${Version}' qemu-system-x86)"
-    if inside test -e "/mnt/new/$(cd "$root/mnt/new" && echo kata-qemu_*)"; then
+    if compgen -G "$root/mnt/new/kata-qemu_*" >/dev/null; then
         say "installing the trimmed QEMU"
-        quietly inside sh -c 'apt-get -qq install -y --no-install-recommends /mnt/new/kata-qemu_*'
+        install_from new kata-qemu
         packages+=(kata-qemu)
         run_container deb-trimmed "$(inside sh -c '/usr/lib/kata-containers/qemu/bin/qemu-system-* --version' | head -n1)"
     fi
-    say "removing"
-    quietly inside apt-get -qq remove -y "${packages[@]}"
-    snapshot >"$work/removed"
-    same <(grep -v '^var/lib/dpkg/' "$work/before") <(grep -v '^var/lib/dpkg/' "$work/removed") removing
-    say "purging"
-    quietly inside apt-get -qq purge -y "${packages[@]}"
-    snapshot >"$work/after"
-    same "$work/before" "$work/after" purging
+    for way in remove purge; do
+        say "apt-get $way"
+        quietly inside apt-get -qq "$way" -y "${packages[@]}"
+        snapshot >"$work/after"
+        same "$work/before" "$work/after" "apt-get $way"
+        # They have no configuration files, so that removing is purging; both are tried from the installed state.
+        [ "$way" = purge ] || install_from new "${packages[@]}"
+    done
 }
 
+pack() { "$top/packaging/deb/build.sh" --compression none --output "$@" >/dev/null; }
+
 if [ "${KATA_DEB_TEST_INSIDE:-}" ]; then
-    work=$KATA_DEB_TEST_INSIDE
+    work=$KATA_DEB_TEST_INSIDE packs=$work/packs
     test_packages
     exit
 fi
 make_base
 work=$(mktemp -d)
-trap 'rmdir "$work"' EXIT
+trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
-# Not as init of a pid namespace: the processes of a sandbox die with it in any case.
-as_root env "KATA_DEB_TEST_INSIDE=$work" "KATA_CACHE=$cache" "KATA_STAGE=$stage" unshare --mount --propagation private "$0"
+say "packing version 0.0.1, to upgrade from, and the current one, twice"
+pack "$work/packs/old" --version 0.0.1
+pack "$work/packs/new"
+pack "$work/packs/again"
+for deb in "$work"/packs/new/*.deb; do
+    cmp "$deb" "$work/packs/again/$(basename "$deb")" || fail "packing twice gave different bytes: $(basename "$deb")"
+done
+as_root env "KATA_DEB_TEST_INSIDE=$work" "KATA_CACHE=$cache" unshare --mount --propagation private "$0"
 say "the packages install, upgrade, run a container, and leave no trace"
