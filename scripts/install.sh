@@ -44,7 +44,8 @@ install)
     notes=$manifest
     trap - EXIT
     cd "$stage"
-    find bin share lib -not -type d -not -name '.*' 2>/dev/null | LC_ALL=C sort | while read -r path; do
+    # What is there for the tests only is no part of the product.
+    find bin share lib -not -type d -not -name '.*' -not -name '*-debian.*' 2>/dev/null | LC_ALL=C sort | while read -r path; do
         make_directory "$(dirname "$path")"
         printf 'f %s\n' "$path" >>"$manifest"
         # Replaced by renaming: a running sandbox keeps the file that it has open.
