@@ -50,12 +50,15 @@ struct Program {
 }
 
 fn programs() -> Vec<Program> {
-    vec![Program {
-        command: cmdline::runtime::Cli::command(),
-        section: "8",
-        extras: text::RUNTIME,
-        also: &["kata-shim"],
-    }]
+    vec![
+        Program {
+            command: cmdline::runtime::Cli::command(),
+            section: "8",
+            extras: text::RUNTIME,
+            also: &["kata-shim"],
+        },
+        Program { command: kernel_builder::cli::Cli::command(), section: "1", extras: text::KERNEL, also: &[] },
+    ]
 }
 
 /// Every file, by its path below `share/`.

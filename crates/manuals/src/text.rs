@@ -245,3 +245,75 @@ pub const RUNTIME: &[Extra] = &[
     Extra { command: "features", sections: &[PLAIN_STATUS, examples(&[Code("kata-runtime features")])] },
     Extra { command: "version", sections: &[PLAIN_STATUS, examples(&[Code("kata-runtime version")])] },
 ];
+
+/// What programs of the build side answer.
+const BUILD_STATUS: Section = section(
+    "EXIT STATUS",
+    &[
+        Item("0", "What was asked for is there."),
+        Item("1", "It is not; a message on standard error says why and what to do. Nothing half-made is left."),
+        Item("2", "The command line is not understood."),
+    ],
+);
+
+/// Where programs of the build side keep things.
+const BUILD_ENVIRONMENT: Section = section(
+    "ENVIRONMENT",
+    &[
+        Item(
+            "KATA_CACHE",
+            "The directory for what was downloaded and built; by default kata in the user's cache directory.",
+        ),
+        Item(
+            "SOURCE_DATE_EPOCH",
+            "The time that what is built carries, in seconds since 1970; by default that of its source.",
+        ),
+    ],
+);
+
+/// `kata-kernel`.
+pub const KERNEL: &[Extra] = &[
+    Extra {
+        command: "",
+        sections: &[
+            section(
+                "DESCRIPTION",
+                &[
+                    Text(
+                        "kata-kernel builds the kernel of Kata Containers' virtual machines from source: everything that a container workload needs is built in, there are no modules, and nothing else is there.",
+                    ),
+                    Text(
+                        "Configuration fragments name the options that are wanted. They are laid over a configuration in which everything is off. Every option must have survived, or nothing is built and all that were lost are listed.",
+                    ),
+                ],
+            ),
+            BUILD_STATUS,
+            BUILD_ENVIRONMENT,
+            section(
+                "FILES",
+                &[
+                    Item("kernel/sources.toml", "The version that is built, and its checksum."),
+                    Item("kernel/fragments/*.conf", "The options for every architecture; those for one are in arch/."),
+                    Item("guest-kernel/ARCH/", "In the cache: the result, unless --output names another directory."),
+                ],
+            ),
+            examples(&[Code("kata-kernel build\nkata-kernel build --arch aarch64")]),
+        ],
+    },
+    Extra {
+        command: "build",
+        sections: &[
+            BUILD_STATUS,
+            examples(&[
+                Code("kata-kernel build --jobs 2"),
+                Text("Another version, with options of one's own:"),
+                Code("kata-kernel build --source linux-7.3.tar.xz --fragment mine.conf --output out"),
+            ]),
+        ],
+    },
+    Extra {
+        command: "config",
+        sections: &[BUILD_STATUS, examples(&[Code("kata-kernel config --arch aarch64 | grep VIRTIO")])],
+    },
+    Extra { command: "fetch", sections: &[BUILD_STATUS, examples(&[Code("kata-kernel fetch --locked")])] },
+];
