@@ -1,9 +1,11 @@
 //! Measures, in one run and alternating, what runc and this runtime need for a start, an exec and a delete; where the time of a
-//! start goes; and what an idle sandbox holds. Usage: `kata-bench [RUNS]`, 7 by default.
+//! start goes; and what an idle sandbox holds. Usage: `kata-bench [RUNS]`, 7 by default;
+//! `kata-bench qemu [RUNS]` compares the trimmed QEMU with the distribution's.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod baseline;
 mod memory;
+mod qemu;
 mod svg;
 
 use std::{
@@ -18,7 +20,19 @@ use e2e::{Bundle, Runtime};
 use sandbox::timeline::Timeline;
 
 fn main() {
-    let runs: usize = std::env::args().nth(1).map_or(7, |n| n.parse().expect("RUNS is a number"));
+    let mut words: Vec<String> = std::env::args().skip(1).collect();
+    let only_qemu = words.first().is_some_and(|word| word == "qemu");
+    if only_qemu {
+        words.remove(0);
+    }
+    let runs: usize = words.first().map_or(7, |n| n.parse().expect("RUNS is a number"));
+    if only_qemu {
+        if let Err(problem) = qemu::run(runs) {
+            eprintln!("kata-bench: {problem}");
+            std::process::exit(1);
+        }
+        return;
+    }
     let mut report = Report::default();
     starts(runs, &mut report);
     inside(runs, &mut report);

@@ -41,8 +41,10 @@ pub fn run(runs: usize) -> Result<(), String> {
     if !ours.exists() {
         return Err(format!("{} does not exist; run `make qemu build` first", ours.display()));
     }
-    let mut candidates =
-        [candidate("the distribution's", in_path().ok_or("no QEMU of the distribution in PATH")?), candidate("trimmed", ours)];
+    let mut candidates = [
+        candidate("the distribution's", in_path().ok_or("no QEMU of the distribution in PATH")?),
+        candidate("trimmed", ours),
+    ];
     let kvm_only = e2e::stage().join(format!("lib/kata-containers/qemu-kvm/bin/{}", name()));
     for run in 1..=runs {
         progress(&format!("start {run} of {runs}"));
@@ -60,7 +62,10 @@ pub fn run(runs: usize) -> Result<(), String> {
         times[times.len() / 2].as_secs_f64() * 1e3
     };
     compare("to QMP's greeting, no machine, ms", candidates.each_mut().map(|c| milliseconds(&mut c.empty)));
-    compare("to QMP's greeting, q35 before its first step, ms", candidates.each_mut().map(|c| milliseconds(&mut c.machine)));
+    compare(
+        "to QMP's greeting, q35 before its first step, ms",
+        candidates.each_mut().map(|c| milliseconds(&mut c.machine)),
+    );
     let mut held = Vec::new();
     for candidate in &candidates {
         held.push(Started::new(&candidate.program, &q35(&candidate.program))?.held()?);
@@ -92,7 +97,9 @@ fn name() -> String {
 }
 
 fn in_path() -> Option<PathBuf> {
-    std::env::split_paths(&std::env::var_os("PATH")?).map(|directory| directory.join(name())).find(|path| path.is_file())
+    std::env::split_paths(&std::env::var_os("PATH")?)
+        .map(|directory| directory.join(name()))
+        .find(|path| path.is_file())
 }
 
 fn version(program: &Path) -> Result<String, String> {
@@ -162,11 +169,15 @@ impl Started {
         std::thread::sleep(Duration::from_millis(500));
         let pid = u64::from(self.child.id());
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).map_err(|e| format!("QEMU is gone: {e}"))?;
-        let files: BTreeSet<&str> =
-            maps.lines().filter_map(|line| line.split_ascii_whitespace().nth(5)).filter(|path| path.starts_with('/')).collect();
+        let files: BTreeSet<&str> = maps
+            .lines()
+            .filter_map(|line| line.split_ascii_whitespace().nth(5))
+            .filter(|path| path.starts_with('/'))
+            .collect();
         let files: Vec<&Path> = files.into_iter().map(Path::new).filter(|path| path.is_file()).collect();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_ascii_whitespace().next()?.parse().ok());
+        let rss =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_ascii_whitespace().next()?.parse().ok());
         let memory = memory::of(pid);
         Ok(Held {
             rss: rss.unwrap_or(0),
@@ -190,7 +201,8 @@ fn idle(program: &Path) -> Result<u64, String> {
     progress(&format!("idle sandbox, {}", program.display()));
     let directory = tempfile::tempdir().map_err(|e| e.to_string())?;
     let file = directory.path().join("configuration.toml");
-    fs::write(&file, format!("[hypervisor.qemu]\npath = {:?}\n", program.display().to_string())).map_err(|e| e.to_string())?;
+    fs::write(&file, format!("[hypervisor.qemu]\npath = {:?}\n", program.display().to_string()))
+        .map_err(|e| e.to_string())?;
     let kata = Runtime::kata_configured(&file);
     let bundle = Bundle::new(["sleep", "1000"]);
     kata.ok(["run", "--detach", "--bundle", bundle.arg(), "idle"]);

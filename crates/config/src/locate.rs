@@ -174,7 +174,9 @@ mod tests {
         assert_eq!(found.image, GuestImage::Initrd(initrd.clone()));
         let here = at("bin/kata-runtime");
         let program = |kvm| {
-            Qemu::default().locate_program_from(Some(&here), "qemu-system-z", "qemu-z", kvm, at("q").as_os_str()).unwrap()
+            Qemu::default()
+                .locate_program_from(Some(&here), "qemu-system-z", "qemu-z", kvm, at("q").as_os_str())
+                .unwrap()
         };
         assert_eq!((program(false), program(true)), (qemu.clone(), qemu));
 
