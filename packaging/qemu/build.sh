@@ -276,7 +276,12 @@ from=$(inputs)
 work=$cache/qemu/build-$arch-$flavour
 free=$(df --output=avail -k "$cache" | tail -n1)
 [ "$free" -ge 1500000 ] || fail "$cache has $((free / 1024)) MiB free, and the build takes 1500; free some, or set KATA_CACHE to another place"
-trap 'say "interrupted; what was compiled is kept in $work, and the next build goes on there"; exit 130' INT TERM
+interrupted() {
+    [ ! -d "$work" ] || say "interrupted; what was compiled is kept in $work, and the next build goes on there"
+    exit "$1"
+}
+trap 'interrupted 130' INT
+trap 'interrupted 143' TERM
 fetch_source
 fetch_meson
 if [ "$(cat "$work/from" 2>/dev/null)" != "$from $version" ]; then
