@@ -2,11 +2,13 @@
 
 PREFIX ?= /usr/local
 DESTDIR ?=
+QEMU_ARCH ?= x86_64
+QEMU_FLAVOUR ?= full
 STAGE := $(CURDIR)/target/kata
 export KATA_STAGE := $(STAGE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel build stage run test bench lint install uninstall clean
+.PHONY: help setup kernel build stage run test bench lint qemu deb install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,16 +40,17 @@ lint: ## check formatting, lints and scripts
 	@scripts/setup.sh lint
 	@scripts/lint.sh
 
+qemu: ## build a trimmed QEMU into the cache (QEMU_ARCH, QEMU_FLAVOUR)
+	@packaging/qemu/build.sh $(QEMU_ARCH) $(QEMU_FLAVOUR)
+
+deb: ## pack the built product as Debian packages into target/deb
+	@packaging/deb/build.sh
+
 install: ## install the built product (PREFIX, DESTDIR)
-	@test -x $(STAGE)/bin/kata-runtime || { echo 'error: nothing is built; run `make build` first' >&2; exit 1; }
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/kata-containers
-	install -m 755 $(STAGE)/bin/kata-runtime $(DESTDIR)$(PREFIX)/bin/
-	ln -sf kata-runtime $(DESTDIR)$(PREFIX)/bin/kata-shim
-	install -m 644 $(filter-out %-debian.container %-debian.img,$(wildcard $(STAGE)/share/kata-containers/*)) $(DESTDIR)$(PREFIX)/share/kata-containers/
+	@PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) scripts/install.sh install
 
 uninstall: ## remove what install installed
-	rm -f $(DESTDIR)$(PREFIX)/bin/kata-runtime $(DESTDIR)$(PREFIX)/bin/kata-shim
-	rm -rf $(DESTDIR)$(PREFIX)/share/kata-containers
+	@PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) scripts/install.sh uninstall
 
 clean: ## remove what was built (the cache of downloads stays)
 	cargo clean

@@ -15,7 +15,12 @@ packages=(
 )
 case $purpose in
 run) ;;
-test) packages+=("runc: the reference that the tests and the bench compare with") ;;
+test)
+    packages+=(
+        "runc: the reference that the tests and the bench compare with"
+        "mmdebstrap: makes the clean Debian system in which our packages are tested"
+    )
+    ;;
 lint) packages+=("shellcheck: checks the scripts") ;;
 kernel)
     packages=(
