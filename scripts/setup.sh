@@ -15,7 +15,13 @@ packages=(
 )
 case $purpose in
 run) ;;
-test) packages+=("runc: the reference that the tests and the bench compare with") ;;
+test)
+    packages+=(
+        "runc: the reference that the tests and the bench compare with"
+        "make: runs the kernel in miniature that kata-kernel is tested on"
+        "xz-utils: packs and unpacks its source"
+    )
+    ;;
 lint) packages+=("shellcheck: checks the scripts") ;;
 kernel)
     packages=(

@@ -6,7 +6,7 @@
 use std::{
     collections::VecDeque,
     fs::File,
-    io::{BufWriter, Write},
+    io::{LineWriter, Write},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -156,7 +156,7 @@ impl<'a> Workshop<'a> {
     ) -> Result<(), Error> {
         let path = self.log();
         let log = File::create(&path).map_err(|source| Error::io("write", &path, source))?;
-        let mut log = BufWriter::new(log);
+        let mut log = LineWriter::new(log);
         let mut full = None;
         let mut failure = Failure::default();
         let mark = self.beside("unfinished");
