@@ -100,7 +100,8 @@ impl<'a> Workshop<'a> {
     /// Compiles and links.
     pub(crate) fn build(&self, config: &DotConfig, jobs: usize) -> Result<(), Error> {
         let count = self.beside("steps");
-        let fresh = !self.objects.join("System.map").exists();
+        // What is compiled early is there as soon as a build was begun, even if it was interrupted.
+        let fresh = !self.objects.join("init/main.o").exists();
         let counted = std::fs::read_to_string(&count).ok().and_then(|text| text.trim().parse().ok());
         let total = counted.unwrap_or(STEPS + (config.count() as f64 * STEPS_PER_OPTION) as usize);
         if fresh {
