@@ -19,6 +19,8 @@ test)
     packages+=(
         "runc: the reference that the tests and the bench compare with"
         "mmdebstrap: makes the clean Debian system in which our packages are tested"
+        "make: runs the kernel in miniature that kata-kernel is tested on"
+        "xz-utils: packs and unpacks its source"
     )
     ;;
 lint) packages+=("shellcheck: checks the scripts") ;;

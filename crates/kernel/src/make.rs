@@ -6,7 +6,7 @@
 use std::{
     collections::VecDeque,
     fs::File,
-    io::{BufWriter, Write},
+    io::{LineWriter, Write},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -100,7 +100,8 @@ impl<'a> Workshop<'a> {
     /// Compiles and links.
     pub(crate) fn build(&self, config: &DotConfig, jobs: usize) -> Result<(), Error> {
         let count = self.beside("steps");
-        let fresh = !self.objects.join("System.map").exists();
+        // What is compiled early is there as soon as a build was begun, even if it was interrupted.
+        let fresh = !self.objects.join("init/main.o").exists();
         let counted = std::fs::read_to_string(&count).ok().and_then(|text| text.trim().parse().ok());
         let total = counted.unwrap_or(STEPS + (config.count() as f64 * STEPS_PER_OPTION) as usize);
         if fresh {
@@ -156,7 +157,7 @@ impl<'a> Workshop<'a> {
     ) -> Result<(), Error> {
         let path = self.log();
         let log = File::create(&path).map_err(|source| Error::io("write", &path, source))?;
-        let mut log = BufWriter::new(log);
+        let mut log = LineWriter::new(log);
         let mut full = None;
         let mut failure = Failure::default();
         let mark = self.beside("unfinished");

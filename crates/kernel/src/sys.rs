@@ -5,14 +5,20 @@ use std::{io, mem, os::unix::process::CommandExt, process::Command, ptr};
 /// Signals that ask a program to end.
 const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
+/// Those of them that this process does not ignore. nohup(1), and a shell that starts something in the background, mean it:
+/// once blocked, a signal would be taken although it is ignored.
 fn ending() -> libc::sigset_t {
-    // SAFETY: sigset_t is plain memory, for which all zeroes are valid; the calls only write to it. They fail for signals
-    // that do not exist, of which there are none in the list.
+    // SAFETY: sigset_t and sigaction are plain memory, for which all zeroes are valid; the calls only write to it. They fail for
+    // signals that do not exist, of which there are none in the list. No action is set.
     unsafe {
         let mut set: libc::sigset_t = mem::zeroed();
         libc::sigemptyset(&mut set);
         for signal in ENDING {
-            libc::sigaddset(&mut set, signal);
+            let mut action: libc::sigaction = mem::zeroed();
+            libc::sigaction(signal, ptr::null(), &mut action);
+            if action.sa_sigaction != libc::SIG_IGN {
+                libc::sigaddset(&mut set, signal);
+            }
         }
         set
     }

@@ -11,7 +11,7 @@ use std::{
     io::{BufRead, BufReader},
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::{Child, Command, Stdio},
 };
 
 use rustix::{
@@ -176,6 +176,27 @@ fn a_signal_ends_make_and_leaves_nothing() {
     // It was ended in order: what was built before is kept.
     let built = lab.build(&source, &[]).output().unwrap();
     assert!(built.status.success() && !stderr(&built).contains("was killed"), "{}", stderr(&built));
+}
+
+#[test]
+fn a_signal_that_was_ignored_from_the_start_ends_nothing() {
+    let Some(lab) = Lab::new() else { return };
+    lab.write("own.conf", "CONFIG_HANG=y\n");
+    let build = lab.build(&lab.tarball(), &["--fragment", "own.conf"]);
+    let environment = build.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "trap '' HUP; exec \"$@\"", "sh"])
+        .arg(build.get_program())
+        .args(build.get_args())
+        .envs(environment);
+    shell.current_dir(lab.at("")).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = shell.spawn().unwrap();
+    lab.hanging();
+    send(&child, Signal::HUP);
+    lab.go_on();
+    let built = child.wait_with_output().unwrap();
+    assert!(built.status.success(), "{}", stderr(&built));
 }
 
 #[test]
