@@ -8,7 +8,7 @@ STAGE := $(CURDIR)/target/kata
 export KATA_STAGE := $(STAGE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel build stage run test bench lint qemu deb install uninstall clean
+.PHONY: help setup kernel build stage run test bench count lint qemu deb install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,12 @@ bench: ## measure a start, an exec and an idle sandbox beside runc
 	@scripts/setup.sh test
 	@scripts/stage.sh
 	@cargo run --release --quiet -p bench
+
+count: kernel ## count the guest's instructions of a boot, and measure the memory of a small guest
+	@scripts/setup.sh test
+	@scripts/stage.sh
+	@for machine in q35 microvm; do cargo run --quiet -p bench -- boot --machine $$machine || exit 1; done
+	@cargo run --quiet -p bench -- guest
 
 lint: ## check formatting, lints and scripts
 	@scripts/setup.sh lint
