@@ -16,18 +16,31 @@
 //!
 //! Nothing is written in place: an output appears whole under its name or not at all.
 
+mod agent;
+mod architecture;
+mod build;
 mod bzimage;
 mod compression;
 mod cpio;
+mod image;
 mod initrd;
 mod modules;
 mod output;
+mod run;
+mod sources;
+mod sys;
+mod tree;
 mod vmlinux;
 
 use std::{io, path::PathBuf};
 
-pub use initrd::{Contents, DEFAULT_MODULES, initrd};
+pub use architecture::Architecture;
+pub use build::{Build, Built, Format, build};
+pub use image::{Disk, FileSystem, Parameters, parameters_file, verify};
+pub use initrd::{Compression, Contents, DEFAULT_MODULES, initrd};
 pub use modules::find_in_package as modules_in_package;
+pub use run::catch_interrupts;
+pub use sources::{Options, Source};
 pub use vmlinux::{find_in_package as kernel_in_package, kernel};
 
 /// Why nothing was built.
@@ -77,6 +90,40 @@ pub enum Error {
         /// The modules' directory.
         directory: PathBuf,
     },
+    /// A program that does part of the work is not installed.
+    #[error("the program {tool} is needed; install it (Debian: apt-get install {package})")]
+    NoTool {
+        /// Its name.
+        tool: &'static str,
+        /// Debian's package with it.
+        package: &'static str,
+    },
+    /// A tool did not do its work.
+    #[error("{step}: {tool} {how}; it said last:{said}")]
+    Tool {
+        /// Its name.
+        tool: &'static str,
+        /// What was being done.
+        step: String,
+        /// How it ended.
+        how: String,
+        /// Its last lines, each on a line of its own.
+        said: String,
+    },
+    /// The system refused something.
+    #[error("{step}")]
+    System {
+        /// What was being done.
+        step: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// What was asked for cannot be.
+    #[error("{0}")]
+    Usage(String),
+    /// A signal ended the build.
+    #[error("interrupted; nothing is left of the output")]
+    Interrupted,
     /// Modules depend on each other.
     #[error("the modules {} depend on each other in a circle", names.join(", "))]
     Circle {
