@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    Architecture, Compression, Disk, Error, Parameters,
+    Architecture, Compression, Disk, Error, Options, Parameters,
     agent::{self, First},
     image, initrd,
     output::{self, Output},
     read,
-    sources::{Options, Source},
+    sources::Source,
 };
 
 /// What is written.
@@ -37,6 +37,8 @@ pub struct Build {
     pub modules: Vec<String>,
     /// The file to write.
     pub output: PathBuf,
+    /// Whether the tools' own messages are shown while they work.
+    pub shown: bool,
 }
 
 /// What was built.
@@ -61,8 +63,17 @@ pub fn build(build: &Build) -> Result<Built, Error> {
         Some(path) => Some((path.as_path(), read(path)?)),
         None => None,
     };
+    let source = build.source.prepare(&build.options)?;
+    if let (Some((path, bytes)), Some(wanted)) = (&agent, build.options.architecture) {
+        let program = agent::Program::parse(bytes).map_err(|why| Error::unusable(*path, why))?;
+        if program.architecture != wanted {
+            let why = format!("it is for {}, and the image is to be for {wanted}", program.architecture);
+            return Err(Error::unusable(*path, why));
+        }
+    }
     let mut output = Output::create(&build.output)?;
-    let mut root = build.source.root(&build.options, epoch)?;
+    let architecture = build.options.architecture;
+    let mut root = source.root(architecture, epoch, build.shown)?;
     let alone = matches!(build.source, Source::AgentOnly);
     let first = if matches!(build.format, Format::Initrd(_)) { First::Init { alone } } else { First::SbinInit };
     let architecture = agent::install(&mut root.tree, agent, first)?;

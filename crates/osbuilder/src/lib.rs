@@ -22,6 +22,7 @@ mod build;
 mod bzimage;
 mod compression;
 mod cpio;
+mod definition;
 mod image;
 mod initrd;
 mod modules;
@@ -36,11 +37,12 @@ use std::{io, path::PathBuf};
 
 pub use architecture::Architecture;
 pub use build::{Build, Built, Format, build};
+pub use definition::{Options, built_in as definition, names as definition_names};
 pub use image::{Disk, FileSystem, Parameters, parameters_file, verify};
 pub use initrd::{Compression, Contents, DEFAULT_MODULES, initrd};
 pub use modules::find_in_package as modules_in_package;
 pub use run::catch_interrupts;
-pub use sources::{Options, Source};
+pub use sources::Source;
 pub use vmlinux::{find_in_package as kernel_in_package, kernel};
 
 /// Why nothing was built.
@@ -117,6 +119,16 @@ pub enum Error {
         step: String,
         /// What the system said.
         source: io::Error,
+    },
+    /// A definition has a mistake.
+    #[error("{}{line}: {why}", path.display())]
+    Definition {
+        /// The file, or which of those that come along.
+        path: PathBuf,
+        /// A colon and the line, where that is known.
+        line: String,
+        /// What is wrong, and what was expected.
+        why: String,
     },
     /// What was asked for cannot be.
     #[error("{0}")]

@@ -27,6 +27,11 @@ enum Command {
     },
     /// Build a guest image.
     Build(Box<BuildArgs>),
+    /// Print a definition that comes along, to copy and change.
+    Definition {
+        /// Its name: debian, fedora, centos:7, clearlinux or alpine.
+        name: String,
+    },
     /// Check every block of a disk image against its verity parameters.
     Verify {
         /// The disk image.
@@ -76,7 +81,7 @@ struct ModulesSource {
 
 #[derive(Debug, Args)]
 struct BuildArgs {
-    /// Where the root file system comes from.
+    /// Where the root file system comes from: agent-only, debian, fedora, centos:7, clearlinux, alpine, oci:LAYOUT or dir:PATH.
     #[arg(long, default_value = "agent-only")]
     source: String,
     /// What is made of it.
@@ -100,6 +105,24 @@ struct BuildArgs {
     /// The guest's processor: x86_64, aarch64, s390x or ppc64le; this machine's or the agent's if not given.
     #[arg(long)]
     arch: Option<Architecture>,
+    /// A definition of your own, instead of --source; `kata-osbuilder definition NAME` prints one to begin with.
+    #[arg(long, conflicts_with = "source")]
+    definition: Option<PathBuf>,
+    /// The distribution's release, instead of the definition's.
+    #[arg(long)]
+    release: Option<String>,
+    /// A repository, instead of the definition's; may be repeated. For apt: URL, or "URL SUITE COMPONENT...".
+    #[arg(long = "repository")]
+    repositories: Vec<String>,
+    /// A file with the key that signs packages, instead of the definition's; may be repeated.
+    #[arg(long = "key")]
+    keys: Vec<PathBuf>,
+    /// A package besides the definition's; may be repeated.
+    #[arg(long = "package")]
+    packages: Vec<String>,
+    /// Show what the tools say while they work.
+    #[arg(long, short)]
+    verbose: bool,
     #[command(flatten)]
     modules_source: ModulesSource,
     /// A module the guest needs; may be repeated. Those it depends on are found.
@@ -156,13 +179,23 @@ fn build(args: BuildArgs) -> Result<(), osbuilder::Error> {
         FormatArg::Image => Format::Image(Disk { file_system, verity: !args.no_verity }),
     };
     let build = Build {
-        source: args.source.parse()?,
+        source: match args.definition {
+            Some(path) => Source::Definition(path),
+            None => args.source.parse()?,
+        },
         format,
         agent: args.agent,
-        options: Options { architecture: args.arch },
+        options: Options {
+            architecture: args.arch,
+            release: args.release,
+            repositories: args.repositories,
+            keys: args.keys,
+            packages: args.packages,
+        },
         modules_directory: args.modules_source.directory()?,
         modules: args.modules,
         output: args.output,
+        shown: args.verbose,
     };
     let built = osbuilder::build(&build)?;
     eprintln!("built {} for {}", build.output.display(), built.architecture);
@@ -181,6 +214,16 @@ fn run(command: Command) -> Result<(), osbuilder::Error> {
             osbuilder::kernel(&vmlinuz, &output)
         }
         Command::Build(args) => build(*args),
+        Command::Definition { name } => match osbuilder::definition(&name) {
+            Some(text) => {
+                print!("{text}");
+                Ok(())
+            }
+            None => Err(osbuilder::Error::Usage(format!(
+                "there is no definition {name}; there are {}",
+                osbuilder::definition_names().join(", ")
+            ))),
+        },
         Command::Verify { image, parameters } => {
             let parameters = osbuilder::verify(&image, parameters.as_deref())?;
             println!("{}: all {} blocks match the root hash", image.display(), parameters.data_blocks);

@@ -121,6 +121,12 @@ impl Tool {
         })
     }
 
+    /// Names it in errors as what it runs.
+    pub(crate) fn called(mut self, name: &'static str) -> Tool {
+        self.name = name;
+        self
+    }
+
     pub(crate) fn arg(mut self, arg: impl AsRef<OsStr>) -> Tool {
         self.command.arg(arg);
         self

@@ -9,10 +9,7 @@ use std::{
     fmt::Write as _,
     fs::{self, File, Permissions},
     io::Write,
-    os::unix::{
-        ffi::OsStrExt,
-        fs::{PermissionsExt, symlink},
-    },
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
 };
 

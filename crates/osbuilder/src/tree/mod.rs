@@ -4,6 +4,7 @@
 //! host: links are followed within the tree, so an archive with hostile links or names can reach nothing, and a directory that the user
 //! names is only read. Neither extended attributes nor times are kept: an image holds none of the first, and one time for all.
 
+pub(crate) mod archive;
 mod read;
 
 use std::{
