@@ -28,6 +28,7 @@ mod initrd;
 mod modules;
 mod output;
 mod run;
+mod sbom;
 mod sources;
 mod sys;
 mod tree;
@@ -36,7 +37,7 @@ mod vmlinux;
 use std::{io, path::PathBuf};
 
 pub use architecture::Architecture;
-pub use build::{Build, Built, Format, build};
+pub use build::{Build, Built, Format, build, materials_file};
 pub use definition::{Options, built_in as definition, names as definition_names};
 pub use image::{Disk, FileSystem, Parameters, parameters_file, verify};
 pub use initrd::{Compression, Contents, DEFAULT_MODULES, initrd};

@@ -102,6 +102,9 @@ struct BuildArgs {
     /// The agent to put in.
     #[arg(long)]
     agent: Option<PathBuf>,
+    /// The Cargo.lock that the agent was built from, for the bill of materials.
+    #[arg(long)]
+    agent_lock: Option<PathBuf>,
     /// The guest's processor: x86_64, aarch64, s390x or ppc64le; this machine's or the agent's if not given.
     #[arg(long)]
     arch: Option<Architecture>,
@@ -185,6 +188,7 @@ fn build(args: BuildArgs) -> Result<(), osbuilder::Error> {
         },
         format,
         agent: args.agent,
+        agent_lock: args.agent_lock,
         options: Options {
             architecture: args.arch,
             release: args.release,
@@ -198,7 +202,8 @@ fn build(args: BuildArgs) -> Result<(), osbuilder::Error> {
         shown: args.verbose,
     };
     let built = osbuilder::build(&build)?;
-    eprintln!("built {} for {}", build.output.display(), built.architecture);
+    let (output, length) = (build.output.display(), built.length);
+    eprintln!("built {output} for {}: {length} bytes, {} packages", built.architecture, built.packages);
     if let Some(verity) = built.verity {
         println!("{verity}");
     }

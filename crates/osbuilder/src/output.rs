@@ -38,6 +38,17 @@ impl Output {
         Ok(Output { path: path.to_path_buf(), file })
     }
 
+    /// A whole small file, not yet under its name.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub(crate) fn with(path: &Path, bytes: &[u8]) -> Result<Output, Error> {
+        let mut output = Output::create(path)?;
+        let failed = output.failed();
+        output.file().write_all(bytes).map_err(failed)?;
+        Ok(output)
+    }
+
     /// What is written to.
     pub(crate) fn file(&mut self) -> &mut File {
         self.file.as_file_mut()
@@ -65,10 +76,7 @@ impl Output {
 /// Writes `bytes` to a temporary file beside `path` and renames it, so that whoever reads `path` sees the old contents or
 /// the new, and nothing is left when it fails.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let mut output = Output::create(path)?;
-    let failed = output.failed();
-    output.file().write_all(bytes).map_err(failed)?;
-    output.finish()
+    Output::with(path, bytes)?.finish()
 }
 
 #[cfg(test)]

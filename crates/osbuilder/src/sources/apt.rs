@@ -67,5 +67,5 @@ pub(super) fn root(
     unpacker.add(&archive, run::open(&archive)?)?;
     let tree = unpacker.tree;
     fs::remove_file(&archive).map_err(|source| Error::Write { path: archive.clone(), source })?;
-    Ok(Root { tree, keep: vec![work], ..Root::default() })
+    Ok(Root { tree, _keep: vec![work], ..Root::default() })
 }

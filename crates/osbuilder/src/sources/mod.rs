@@ -66,7 +66,7 @@ pub(crate) struct Root {
     /// What it is, for people.
     pub(crate) description: String,
     /// Where contents are that the tree refers to.
-    keep: Vec<TempDir>,
+    pub(crate) _keep: Vec<TempDir>,
 }
 
 impl Source {
@@ -130,6 +130,14 @@ pub(crate) enum Prepared {
 }
 
 impl Prepared {
+    /// For which processor its packages are.
+    pub(crate) fn architecture(&self) -> Option<Architecture> {
+        match self {
+            Prepared::Packages(_, architecture) => Some(*architecture),
+            _ => None,
+        }
+    }
+
     /// Makes the root. `architecture` is what an image with several is looked through for; `shown` lets tools talk.
     pub(crate) fn root(&self, architecture: Option<Architecture>, epoch: u32, shown: bool) -> Result<Root, Error> {
         let mut root = match self {

@@ -61,7 +61,7 @@ pub(super) fn root(path: &Path, architecture: Option<Architecture>) -> Result<Ro
         unpacker.add(&blob, plain(&blob, &mut file)?)?;
     }
     let tree = unpacker.tree;
-    Ok(Root { tree, description: "an OCI image".into(), keep: vec![work], ..Root::default() })
+    Ok(Root { tree, description: "an OCI image".into(), _keep: vec![work], ..Root::default() })
 }
 
 /// A layer from its beginning, decompressed. What it is compressed with is told by its contents: media types are many.

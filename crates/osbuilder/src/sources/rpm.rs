@@ -101,7 +101,7 @@ pub(super) fn root(
     Ok(Root {
         tree,
         packages: packages::rpm(&String::from_utf8_lossy(&output.stdout)),
-        keep: vec![work],
+        _keep: vec![work],
         ..Root::default()
     })
 }

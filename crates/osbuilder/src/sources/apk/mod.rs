@@ -64,7 +64,7 @@ pub(super) fn root(definition: &Definition, architecture: Architecture) -> Resul
         let put = tree.install(Path::new(path), Node::file(0o644, Content::Bytes(text.into_bytes())));
         put.map_err(|why| Error::unusable(path, why))?;
     }
-    Ok(Root { tree, keep: vec![work], ..Root::default() })
+    Ok(Root { tree, _keep: vec![work], ..Root::default() })
 }
 
 fn fetch(url: &str, work: &TempDir, step: &str) -> Result<std::path::PathBuf, Error> {
