@@ -20,6 +20,7 @@ mod agent;
 mod architecture;
 mod build;
 mod bzimage;
+mod check;
 mod compression;
 mod cpio;
 mod definition;
@@ -38,6 +39,7 @@ use std::{io, path::PathBuf};
 
 pub use architecture::Architecture;
 pub use build::{Build, Built, Format, build, materials_file};
+pub use check::{Check, Checked, check};
 pub use definition::{Options, built_in as definition, names as definition_names};
 pub use image::{Disk, FileSystem, Parameters, parameters_file, verify};
 pub use initrd::{Compression, Contents, DEFAULT_MODULES, initrd};

@@ -4,7 +4,7 @@ use std::{error::Error, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use osbuilder::{
-    Architecture, Build, Compression, Contents, DEFAULT_MODULES, Disk, FileSystem, Format, Options, Source,
+    Architecture, Build, Check, Compression, Contents, DEFAULT_MODULES, Disk, FileSystem, Format, Options, Source,
 };
 
 /// Builds what a guest boots from.
@@ -27,6 +27,20 @@ enum Command {
     },
     /// Build a guest image.
     Build(Box<BuildArgs>),
+    /// Boot an image through the installed runtime and run one container in it.
+    Check {
+        /// The image: an initrd or a disk.
+        image: PathBuf,
+        /// The runtime; the one beside this program or in PATH if not given.
+        #[arg(long)]
+        runtime: Option<PathBuf>,
+        /// The guest kernel; the runtime's own if not given.
+        #[arg(long)]
+        kernel: Option<PathBuf>,
+        /// A static program that answers --version, to run in the container; this one if not given.
+        #[arg(long)]
+        program: Option<PathBuf>,
+    },
     /// Print a definition that comes along, to copy and change.
     Definition {
         /// Its name: debian, fedora, centos:7, clearlinux or alpine.
@@ -219,6 +233,17 @@ fn run(command: Command) -> Result<(), osbuilder::Error> {
             osbuilder::kernel(&vmlinuz, &output)
         }
         Command::Build(args) => build(*args),
+        Command::Check { image, runtime, kernel, program } => {
+            let checked = osbuilder::check(&Check { image: image.clone(), runtime, kernel, program })?;
+            let seconds = checked.took.as_secs_f64();
+            println!(
+                "{}, {}: a container ran in it and said {:?}; {seconds:.1} s",
+                image.display(),
+                checked.kind,
+                checked.said
+            );
+            Ok(())
+        }
         Command::Definition { name } => match osbuilder::definition(&name) {
             Some(text) => {
                 print!("{text}");

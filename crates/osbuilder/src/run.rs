@@ -95,6 +95,7 @@ pub(crate) struct Tool {
     contained: bool,
     /// The tool's output as it comes goes to our standard error.
     shown: bool,
+    interruptible: bool,
     within: Duration,
 }
 
@@ -108,17 +109,29 @@ pub(crate) struct Output {
 impl Tool {
     /// `step` says what is being done, beginning with a verb in -ing.
     pub(crate) fn new(program: &Program, step: impl Into<String>) -> Result<Tool, Error> {
-        let mut command = Command::new(program.find()?);
+        Ok(Tool::at(program.name, &program.find()?, step))
+    }
+
+    /// A tool that is not looked for.
+    pub(crate) fn at(name: &'static str, path: &Path, step: impl Into<String>) -> Tool {
+        let mut command = Command::new(path);
         // Messages are read by people, but some are looked at here too.
         command.env("LC_ALL", "C.UTF-8").env_remove("LANGUAGE");
-        Ok(Tool {
-            name: program.name,
+        Tool {
+            name,
             command,
             step: step.into(),
             contained: false,
             shown: false,
+            interruptible: true,
             within: Duration::from_secs(600),
-        })
+        }
+    }
+
+    /// Runs it although the build was interrupted: it cleans up.
+    pub(crate) fn even_interrupted(mut self) -> Tool {
+        self.interruptible = false;
+        self
     }
 
     /// Names it in errors as what it runs.
@@ -178,7 +191,7 @@ impl Tool {
     /// # Errors
     /// [`Error::Tool`] with its last lines, [`Error::Interrupted`], [`Error::System`].
     pub(crate) fn run(mut self) -> Result<Output, Error> {
-        check()?;
+        self.interrupted()?;
         self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         sys::die_with_us(&mut self.command);
         let child =
@@ -189,6 +202,10 @@ impl Tool {
             return Ok(output);
         }
         Err(self.failure(how(status), &output))
+    }
+
+    fn interrupted(&self) -> Result<(), Error> {
+        if self.interruptible { check() } else { Ok(()) }
     }
 
     fn failure(&self, how: String, output: &Output) -> Error {
@@ -216,7 +233,7 @@ impl Tool {
                 return Err(self.failure(format!("was not done after {} s", self.within.as_secs()), &output));
             }
             let mut fds = vec![PollFd::new(&ended, PollFlags::IN)];
-            if let Some(interrupted) = INTERRUPTED.get() {
+            if let Some(interrupted) = INTERRUPTED.get().filter(|_| self.interruptible) {
                 fds.push(PollFd::new(interrupted, PollFlags::IN));
             }
             if let Some(pipe) = &stdout {
@@ -232,7 +249,7 @@ impl Tool {
             }
             let over = !fds.first().is_none_or(|fd| fd.revents().is_empty());
             drop(fds);
-            check()?;
+            self.interrupted()?;
             drain(&mut stdout, &mut output.stdout, self.shown);
             drain(&mut stderr, &mut output.stderr, self.shown);
             // What it left in the background may hold the pipes open: its own end counts.

@@ -105,7 +105,7 @@ pub(crate) fn document(about: &About) -> Result<Vec<u8>, Error> {
         "dataLicense": "CC0-1.0",
         "SPDXID": "SPDXRef-DOCUMENT",
         "name": about.name,
-        "documentNamespace": format!("https://katacontainers.io/spdx/{}-{digest}", about.name.replace(|c: char| !c.is_ascii_alphanumeric(), "-")),
+        "documentNamespace": format!("https://spdx.org/spdxdocs/{}-{digest}", about.name.replace(|c: char| !c.is_ascii_alphanumeric(), "-")),
         "creationInfo": {
             "created": time(about.epoch),
             "creators": [format!("Tool: kata-osbuilder-{}", env!("CARGO_PKG_VERSION"))],
@@ -167,7 +167,7 @@ struct Digests {
 }
 
 fn digest_of(tree: &Tree, path: &str) -> Result<Option<Digests>, Error> {
-    let Some(Kind::File(content)) = tree.lookup(path).map(|node| &node.kind) else { return Ok(None) };
+    let Some(Kind::File(content)) = tree.get(path).map(|node| &node.kind) else { return Ok(None) };
     let (mut sha1, mut sha256) = (sha1::Sha1::new(), Sha256::new());
     content.pieces(|piece| {
         sha1.update(piece);
@@ -245,7 +245,7 @@ mod tests {
         assert_eq!(purl(2), "pkg:cargo/serde@1.0.2");
         assert_eq!(value["files"].as_array().unwrap().len(), 1);
         assert_eq!(value["files"][0]["checksums"][0]["checksumValue"], "a9993e364706816aba3e25717850c26c9cd0d89d");
-        assert_eq!(value["documentNamespace"], format!("https://katacontainers.io/spdx/x-img-{}", "01".repeat(32)));
+        assert_eq!(value["documentNamespace"], format!("https://spdx.org/spdxdocs/x-img-{}", "01".repeat(32)));
         assert_eq!(value["relationships"].as_array().unwrap().len(), 4);
     }
 }
