@@ -4,9 +4,12 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 STAGE := $(CURDIR)/target/kata
 export KATA_STAGE := $(STAGE)
+export DISTRO ?= debian
+export FORMAT ?= image
+export FS ?= erofs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel build stage run test bench lint install uninstall clean
+.PHONY: help setup kernel build stage run image test bench lint install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +26,10 @@ build: setup ## build the product into target/kata
 
 run: build ## run a container in a virtual machine of its own
 	@scripts/demo.sh
+
+image: build ## build a guest image into target/kata/images (DISTRO=debian, FORMAT=image|initrd, FS=erofs|ext4)
+	@scripts/setup.sh image
+	@scripts/image.sh
 
 test: ## build, then run all tests
 	@scripts/setup.sh test

@@ -40,6 +40,7 @@ share=$stage/share/kata-containers
 mkdir -p "$stage/bin" "$share"
 put "$built/kata-runtime" "$stage/bin/kata-runtime" 755
 ln -sf kata-runtime "$stage/bin/kata-shim"
+put "$built/kata-osbuilder" "$stage/bin/kata-osbuilder" 755
 
 own=$cache/guest-kernel/x86_64/vmlinux.container
 debian=$cache/kernel/current

@@ -139,7 +139,8 @@ fn absolute(path: &Path) -> Result<PathBuf, Error> {
 }
 
 fn bundle() -> serde_json::Value {
-    let namespaces: Vec<_> = ["pid", "ipc", "uts", "mount"].iter().map(|kind| json!({ "type": kind })).collect();
+    let namespaces: Vec<_> =
+        ["pid", "network", "ipc", "uts", "mount"].iter().map(|kind| json!({ "type": kind })).collect();
     json!({
         "ociVersion": "1.0.2",
         "process": {

@@ -1,4 +1,4 @@
-//! Builds what a guest boots from: the kernel as a plain ELF file and an initrd with the agent and its modules.
+//! Builds what a guest boots from: the kernel as a plain ELF file, and guest images.
 //!
 //! # The kernel
 //!
@@ -7,14 +7,24 @@
 //! once, on the host. Every virtual machine monitor in question can load that ELF file and enter it by the PVH protocol,
 //! which a kernel announces in a note; one without the note is refused here and not by a guest that stays silent.
 //!
-//! # The initrd
+//! # Images
 //!
-//! [`initrd`] writes an archive that holds one program, the agent, as `/init`, the directories it mounts on, and, for a kernel
-//! that is not built for this purpose, the few modules the guest needs: decompressed, in an order that can be loaded from
-//! front to back, so that the agent needs no `modprobe` and the guest no dependency database. The same input gives the
-//! same bytes: times are zero, owners are root, inode numbers count up.
+//! [`build()`] goes one way, whatever is built: a [`Source`] gives a *tree*, a value that says what is in a root file system and where
+//! contents are to be read from; the agent, its directories and kernel modules are put into the tree; the tree is written as an
+//! archive or as a disk ([`Format`]). Nothing is ever unpacked on the host under a name that an archive chose, and a directory that is
+//! a source is only read. The same input gives the same bytes: there is one time for everything, and identifiers are derived from
+//! contents.
 //!
-//! Nothing is written in place: an output appears whole under its name or not at all.
+//! A kernel that is not built for this purpose needs a few modules in its initrd: they are put there decompressed, in an order that can
+//! be loaded from front to back, so that the agent needs no `modprobe` and the guest no dependency database.
+//!
+//! # What others do better
+//!
+//! Package managers and makers of file systems are run as they are. Those that mount and run things in the root they make are run in
+//! namespaces of their own, so that nothing of them can remain. All are checked for before anything is begun.
+//!
+//! Nothing is written in place: an output appears whole under its name or not at all, and a signal ends a build as an error does
+//! ([`catch_interrupts`]).
 
 mod agent;
 mod architecture;

@@ -1,8 +1,7 @@
 //! The bill of materials beside an image: what is in it, as an SPDX 2.3 document in JSON.
 //!
 //! It says what is known: the packages that the root's package manager knows, and each file that was put in beside them (the agent, kernel
-//! modules, a definition's own files) with its digest. What the agent is made of stands in its Cargo.lock, which the document takes in
-//! when it is given. Nothing in it comes from the clock or from chance.
+//! modules) with its digest. What the agent is made of stands in its Cargo.lock, which the document takes in when it is given. Nothing in it comes from the clock or from chance.
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -22,25 +21,51 @@ pub(crate) struct Crate {
     checksum: Option<String>,
 }
 
-/// Reads the packages that a Cargo.lock names, but those of the workspace itself.
+/// The package that the agent is built from.
+const AGENT: &str = "kata-agent";
+
+#[derive(Debug, serde::Deserialize)]
+struct Lock {
+    package: Vec<Locked>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct Locked {
+    name: String,
+    version: String,
+    source: Option<String>,
+    checksum: Option<String>,
+    #[serde(default)]
+    dependencies: Vec<String>,
+}
+
+/// What the agent depends on by a Cargo.lock, whether it ends up in the program or only helps to build and test it: the file does not
+/// tell these apart.
 pub(crate) fn crates(lock: &str) -> Result<Vec<Crate>, String> {
-    #[derive(serde::Deserialize)]
-    struct Lock {
-        package: Vec<Locked>,
-    }
-    #[derive(serde::Deserialize)]
-    struct Locked {
-        name: String,
-        version: String,
-        source: Option<String>,
-        checksum: Option<String>,
-    }
     let lock: Lock = toml::from_str(lock).map_err(|error| error.message().to_owned())?;
-    Ok(lock
-        .package
-        .into_iter()
-        .filter(|package| package.source.is_some())
-        .map(|Locked { name, version, checksum, .. }| Crate { name, version, checksum })
+    let agent = lock.package.iter().position(|package| package.name == AGENT && package.source.is_none());
+    let mut open = vec![agent.ok_or_else(|| format!("it does not hold {AGENT}"))?];
+    let mut seen = std::collections::BTreeSet::new();
+    while let Some(number) = open.pop() {
+        let Some(package) = lock.package.get(number).filter(|_| seen.insert(number)) else { continue };
+        for dependency in &package.dependencies {
+            // A version follows where there are several of the name.
+            let mut words = dependency.split(' ');
+            let (name, version) = (words.next().unwrap_or_default(), words.next());
+            let found = lock.package.iter().enumerate().filter(|(_, other)| other.name == name);
+            open.extend(
+                found.filter(|(_, other)| version.is_none_or(|v| other.version == v)).map(|(number, _)| number),
+            );
+        }
+    }
+    let found =
+        seen.into_iter().filter_map(|number| lock.package.get(number)).filter(|package| package.source.is_some());
+    Ok(found
+        .map(|Locked { name, version, checksum, .. }| Crate {
+            name: name.clone(),
+            version: version.clone(),
+            checksum: checksum.clone(),
+        })
         .collect())
 }
 
@@ -97,7 +122,6 @@ pub(crate) fn document(about: &About) -> Result<Vec<u8>, Error> {
     for (number, locked) in about.crates.iter().enumerate() {
         let id = format!("SPDXRef-Crate-{number}");
         packages.push(of_crate(&id, locked));
-        // Which of the workspace's crates end up in the agent is decided by the linker; the lock file is the outer bound.
         relations.push(relation(&id, "DEPENDENCY_OF", "SPDXRef-Image"));
     }
     let document = json!({
@@ -224,8 +248,11 @@ mod tests {
             licence: "GPL".into(),
             kind: "deb",
         });
-        let lock = "version = 4\n[[package]]\nname = \"own\"\nversion = \"1.0.0\"\n\n[[package]]\nname = \"serde\"\nversion = \"1.0.2\"\n\
-                    source = \"registry+x\"\nchecksum = \"00ff\"\ndependencies = [\"own\"]\n";
+        let lock = "version = 4\n[[package]]\nname = \"kata-agent\"\nversion = \"1.0.0\"\ndependencies = [\"own\"]\n\n\
+                    [[package]]\nname = \"own\"\nversion = \"1.0.0\"\ndependencies = [\"serde 1.0.2\"]\n\n\
+                    [[package]]\nname = \"serde\"\nversion = \"0.9.0\"\nsource = \"x\"\n\n\
+                    [[package]]\nname = \"serde\"\nversion = \"1.0.2\"\nsource = \"x\"\nchecksum = \"00ff\"\n\n\
+                    [[package]]\nname = \"other\"\nversion = \"1.0.0\"\nsource = \"x\"\n";
         let crates = crates(lock).unwrap();
         let about = About {
             name: "x.img".into(),
