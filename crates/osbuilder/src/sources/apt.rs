@@ -1,6 +1,6 @@
 //! Debian and its descendants, by mmdebstrap.
 
-use std::{fs, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 
 use super::{Root, from, path_of};
 use crate::{
@@ -32,11 +32,16 @@ pub(super) fn root(
 ) -> Result<Root, Error> {
     let work = run::work_directory()?;
     let keys = path_of(&work, "keys");
+    // apt verifies as a user of its own, who must get there.
+    fs::set_permissions(work.path(), fs::Permissions::from_mode(0o711))
+        .map_err(|source| Error::Write { path: work.path().to_path_buf(), source })?;
     fs::create_dir(&keys).map_err(|source| Error::Write { path: keys.clone(), source })?;
     let mut tool = Tool::new(&MMDEBSTRAP, from(definition, architecture))?
-        .args(["--quiet", "--variant=custom", "--format=tar"])
+        .args(["--variant=custom", "--format=tar"])
         .arg(format!("--architectures={}", architecture.debian()))
         .arg(format!("--include={}", definition.packages.join(",")));
+    // Named with each repository: mmdebstrap would otherwise find Debian's own keys by itself, whatever was asked for.
+    let mut signers = Vec::new();
     for (number, key) in definition.keys.iter().enumerate() {
         let file = key.file(&keys)?;
         // A key given as text is known by its name; apt takes it from there.
@@ -44,7 +49,7 @@ pub(super) fn root(
         let ending = if text.starts_with(b"-----BEGIN") { "asc" } else { "gpg" };
         let copy = keys.join(format!("{number}.{ending}"));
         fs::write(&copy, text).map_err(|source| Error::Write { path: copy.clone(), source })?;
-        tool = tool.arg(format!("--keyring={}", copy.display()));
+        signers.push(copy.display().to_string());
     }
     let archive = path_of(&work, "root.tar");
     // The first suite is the distribution itself.
@@ -53,7 +58,8 @@ pub(super) fn root(
     tool = tool.arg(suite).arg(&archive);
     for repository in &definition.repositories {
         for suite in &repository.suites {
-            let line = format!("deb {} {suite} {}", repository.url, repository.components.join(" "));
+            let (url, components) = (&repository.url, repository.components.join(" "));
+            let line = format!("deb [signed-by={}] {url} {suite} {components}", signers.join(","));
             tool = tool.arg(definition.fill(&line, architecture));
         }
     }

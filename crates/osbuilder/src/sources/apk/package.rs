@@ -75,7 +75,8 @@ impl<'a> Keys<'a> {
             .run();
         match verified {
             Ok(_) => Ok(()),
-            Err(Error::Tool { said, .. }) if said.contains("Verification failure") => Err(bad(format!(
+            // It says so on standard output, and why, in terms of arithmetic, on standard error. A key that is none it cannot read.
+            Err(Error::Tool { said, .. }) if !said.contains("Could not") => Err(bad(format!(
                 "its signature does not match the key {}; it was changed, or the key is wrong",
                 file.display()
             ))),
