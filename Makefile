@@ -6,9 +6,12 @@ QEMU_ARCH ?= x86_64
 QEMU_FLAVOUR ?= full
 STAGE := $(CURDIR)/target/kata
 export KATA_STAGE := $(STAGE)
+export DISTRO ?= debian
+export FORMAT ?= image
+export FS ?= erofs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel build stage run test bench count lint qemu deb install uninstall clean
+.PHONY: help setup kernel build stage run image test bench count lint qemu deb install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +28,10 @@ build: setup ## build the product into target/kata
 
 run: build ## run a container in a virtual machine of its own
 	@scripts/demo.sh
+
+image: build ## build a guest image into target/kata/images (DISTRO=debian, FORMAT=image|initrd, FS=erofs|ext4)
+	@scripts/setup.sh image
+	@scripts/image.sh
 
 test: ## build, then run all tests
 	@scripts/setup.sh test
