@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs every test and ends with the plain line "N passed, N failed".
+# Runs every test and ends with the plain line "N passed, N failed". KATA_CONF_FILE chooses what the end-to-end tests run with:
+# another kernel, guest image or machine.
 . "$(dirname "$0")/lib.sh"
 
 cd "$top"

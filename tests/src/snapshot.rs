@@ -13,7 +13,8 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Takes one. `mine` tells which processes and sockets count: those whose command line or path contains it.
+    /// Takes one. `mine` tells which processes, mounts and sockets count: those whose command line or path contains it. Others on the
+    /// machine come and go.
     pub fn take(mine: &str, state: &Path) -> Self {
         let mut cgroups = BTreeSet::new();
         directories(Path::new("/sys/fs/cgroup"), 6, &mut cgroups);
@@ -21,16 +22,23 @@ impl Snapshot {
         everything(state, &mut files);
         Self {
             processes: processes(mine),
-            mounts: fs::read_to_string("/proc/self/mounts").unwrap_or_default().lines().map(String::from).collect(),
-            sockets: fs::read_to_string("/proc/net/unix")
-                .unwrap_or_default()
-                .lines()
-                .filter(|l| l.contains(mine))
-                .count(),
+            mounts: lines_with("/proc/self/mounts", mine),
+            sockets: lines_with("/proc/net/unix", mine).len(),
             cgroups,
             state: files,
         }
     }
+
+    /// The same without cgroups, for a test that others' engines run beside.
+    pub fn without_cgroups(mut self) -> Self {
+        self.cgroups.clear();
+        self
+    }
+}
+
+fn lines_with(file: &str, mine: &str) -> Vec<String> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    text.lines().filter(|line| line.contains(mine)).map(String::from).collect()
 }
 
 /// Processes whose command line contains `mine`, other than this one.

@@ -95,7 +95,7 @@ fn boot(options: &Options, kernel: &Path, initrd: &Path, stop: u64, dir: &Path) 
     fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).map_err(failed("open the file for the counts"))?;
 
     let arch = hypervisor::Arch::of_kernel(kernel).map_err(|e| e.to_string())?;
-    let qemu = config::Config::default().qemu.locate_program(arch.qemu_program(), arch.qemu_package());
+    let qemu = config::Config::default().qemu.locate_program(arch.qemu_program(), arch.qemu_package(), false);
     let qemu = qemu.map_err(|e| e.to_string())?;
     progress("compiling the plugin");
     let plugin = plugin::build(&qemu, dir)?;
