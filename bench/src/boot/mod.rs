@@ -44,9 +44,6 @@ pub struct Options {
     /// Memory of the guest, MiB.
     #[arg(long, default_value_t = 2048)]
     memory: u32,
-    /// Virtual CPUs.
-    #[arg(long, default_value_t = 1)]
-    vcpus: u32,
     /// Added to the kernel's command line.
     #[arg(long, default_value = "")]
     kernel_params: String,
@@ -102,8 +99,8 @@ fn boot(options: &Options, kernel: &Path, initrd: &Path, stop: u64, dir: &Path) 
     let program = wrap(&qemu, &plugin, &file, stop, dir).map_err(failed("write the program in QEMU's place"))?;
     let settings = format!(
         "[hypervisor.qemu]\npath = {program:?}\nkernel = {kernel:?}\ninitrd = {initrd:?}\naccelerator = \"tcg\"\n\
-         machine_type = {:?}\nkernel_params = {:?}\ndefault_memory = {}\ndefault_vcpus = {}\n",
-        options.machine, options.kernel_params, options.memory, options.vcpus
+         machine_type = {:?}\nkernel_params = {:?}\ndefault_memory = {}\n",
+        options.machine, options.kernel_params, options.memory
     );
 
     progress("booting and counting");
