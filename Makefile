@@ -2,11 +2,16 @@
 
 PREFIX ?= /usr/local
 DESTDIR ?=
+QEMU_ARCH ?= x86_64
+QEMU_FLAVOUR ?= full
 STAGE := $(CURDIR)/target/kata
 export KATA_STAGE := $(STAGE)
+export DISTRO ?= debian
+export FORMAT ?= image
+export FS ?= erofs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel build stage run test bench lint install uninstall clean
+.PHONY: help setup kernel build stage run image test bench count lint qemu deb install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +29,10 @@ build: setup ## build the product into target/kata
 run: build ## run a container in a virtual machine of its own
 	@scripts/demo.sh
 
+image: build ## build a guest image into target/kata/images (DISTRO=debian, FORMAT=image|initrd, FS=erofs|ext4)
+	@scripts/setup.sh image
+	@scripts/image.sh
+
 test: ## build, then run all tests
 	@scripts/setup.sh test
 	@scripts/stage.sh
@@ -34,20 +43,27 @@ bench: ## measure a start, an exec and an idle sandbox beside runc
 	@scripts/stage.sh
 	@cargo run --release --quiet -p bench
 
+count: kernel ## count the guest's instructions of a boot, and measure the memory of a small guest
+	@scripts/setup.sh test
+	@scripts/stage.sh
+	@for machine in q35 microvm; do cargo run --quiet -p bench -- boot --machine $$machine || exit 1; done
+	@cargo run --quiet -p bench -- guest
+
 lint: ## check formatting, lints and scripts
 	@scripts/setup.sh lint
 	@scripts/lint.sh
 
+qemu: ## build a trimmed QEMU into the cache (QEMU_ARCH, QEMU_FLAVOUR)
+	@packaging/qemu/build.sh $(QEMU_ARCH) $(QEMU_FLAVOUR)
+
+deb: ## pack the built product as Debian packages into target/deb
+	@packaging/deb/build.sh
+
 install: ## install the built product (PREFIX, DESTDIR)
-	@test -x $(STAGE)/bin/kata-runtime || { echo 'error: nothing is built; run `make build` first' >&2; exit 1; }
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/kata-containers
-	install -m 755 $(STAGE)/bin/kata-runtime $(DESTDIR)$(PREFIX)/bin/
-	ln -sf kata-runtime $(DESTDIR)$(PREFIX)/bin/kata-shim
-	install -m 644 $(filter-out %-debian.container %-debian.img,$(wildcard $(STAGE)/share/kata-containers/*)) $(DESTDIR)$(PREFIX)/share/kata-containers/
+	@PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) scripts/install.sh install
 
 uninstall: ## remove what install installed
-	rm -f $(DESTDIR)$(PREFIX)/bin/kata-runtime $(DESTDIR)$(PREFIX)/bin/kata-shim
-	rm -rf $(DESTDIR)$(PREFIX)/share/kata-containers
+	@PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) scripts/install.sh uninstall
 
 clean: ## remove what was built (the cache of downloads stays)
 	cargo clean

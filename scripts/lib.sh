@@ -24,16 +24,18 @@ as_root() {
     fi
 }
 
-# Runs a command whose output matters only if it fails.
+# Runs a command whose output matters only if it fails. The file that takes the output has no name any more, so that
+# nothing is left of it if this is interrupted.
 quietly() {
     local log
     log=$(mktemp)
-    if ! "$@" >"$log" 2>&1; then
-        cat "$log" >&2
-        rm -f "$log"
+    exec 7<>"$log"
+    rm -f "$log"
+    if ! "$@" >&7 2>&1 7>&-; then
+        cat "/proc/$BASHPID/fd/7" >&2
         fail "failed: $*"
     fi
-    rm -f "$log"
+    exec 7>&-
 }
 
 # One script at a time works on the cache; the others wait for it.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that building and running need, and unpacks what a guest boots from into the cache.
-# Usage: setup.sh run|test|lint, or setup.sh kernel [ARCH]. Quick when nothing is missing; can be interrupted and repeated.
+# Usage: setup.sh run|image|test|lint, or setup.sh kernel [ARCH]. Quick when nothing is missing; can be interrupted and repeated.
 . "$(dirname "$0")/lib.sh"
 
 purpose=${1:-run}
@@ -13,11 +13,28 @@ packages=(
     "libcap-ng-dev: capabilities of the file server, linked statically"
     "qemu-system-x86: the virtual machine"
 )
+images=(
+    "mmdebstrap: Debian's root file system for a guest image"
+    "dnf: root file systems of Fedora, CentOS and Clear Linux"
+    "rpm: says which packages such a root holds"
+    "curl: fetches Alpine's packages"
+    "openssl: verifies Alpine's packages"
+    "erofs-utils: the file system of a guest image"
+    "e2fsprogs: the other file system of a guest image"
+)
 case $purpose in
 run) ;;
+image) packages+=("${images[@]}") ;;
 test)
     packages+=(
         "runc: the reference that the tests and the bench compare with"
+        "${images[@]}"
+        "createrepo-c: the tests' own rpm repository"
+        "gpg: signs the tests' rpm packages"
+        "gpg-agent: keeps the key that signs them"
+        "cryptsetup-bin: a second opinion on dm-verity trees"
+        "fdisk: a second opinion on partition tables"
+        "gdisk: a third one"
         "make: runs the kernel in miniature that kata-kernel is tested on"
         "xz-utils: packs and unpacks its source"
     )
@@ -45,7 +62,7 @@ kernel)
     esac
     [ "$arch" = "$(uname -m)" ] || packages+=("$compiler: compiles for $arch")
     ;;
-*) fail "usage: setup.sh run|test|lint, or setup.sh kernel [ARCH]" ;;
+*) fail "usage: setup.sh run|image|test|lint, or setup.sh kernel [ARCH]" ;;
 esac
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }

@@ -4,7 +4,7 @@
 
 say "building (cargo, release)"
 cd "$top"
-cargo build-static --release -p runtime -p kata-agent -p osbuilder
+cargo build-static --release -p runtime -p kata-agent -p osbuilder -p manuals
 built=${CARGO_TARGET_DIR:-$top/target}/$(rustc -vV | sed -n 's/^host: //p')/release
 
 # Replaced by renaming, so that a running sandbox keeps the file it has open.
@@ -40,6 +40,20 @@ share=$stage/share/kata-containers
 mkdir -p "$stage/bin" "$share"
 put "$built/kata-runtime" "$stage/bin/kata-runtime" 755
 ln -sf kata-runtime "$stage/bin/kata-shim"
+"$built/kata-manuals" "$stage/share"
+
+# What `make qemu` built, if it did; the runtime prefers it to the distribution's. A foreign architecture's lies beside our own.
+for program in "$cache"/qemu/*/{full,kvm}/bin/qemu-system-*; do
+    [ -e "$program" ] || continue
+    flavour=$(basename "$(dirname "$(dirname "$program")")")
+    place=$stage/lib/kata-containers/qemu
+    [ "$flavour" = full ] || place=$place-$flavour
+    put "$program" "$place/bin/$(basename "$program")" 755
+    for file in "$(dirname "$program")"/../share/qemu/*; do
+        [ ! -e "$file" ] || put "$file" "$place/share/qemu/$(basename "$file")" 644
+    done
+done
+put "$built/kata-osbuilder" "$stage/bin/kata-osbuilder" 755
 
 own=$cache/guest-kernel/x86_64/vmlinux.container
 debian=$cache/kernel/current

@@ -15,6 +15,13 @@ if [ "$(id -u)" != 0 ]; then
     export "CARGO_TARGET_${triple}_RUNNER=sudo -E"
 fi
 cargo test -p e2e --no-fail-fast -- --test-threads 2 2>&1 | tee -a "$log" || status=1
+say "Debian packages, in a clean Debian system"
+if packaging/deb/test.sh 2>&1 | tee -a "$log"; then
+    echo "test result: ok. 1 passed; 0 failed (packages)" >>"$log"
+else
+    echo "test result: FAILED. 0 passed; 1 failed (packages)" >>"$log"
+    status=1
+fi
 read -r passed failed < <(sed -n 's/^test result:.* \([0-9]*\) passed; \([0-9]*\) failed.*/\1 \2/p' "$log" |
     awk '{ passed += $1; failed += $2 } END { print passed + 0, failed + 0 }')
 if [ "$status" != 0 ] && [ "$failed" = 0 ]; then

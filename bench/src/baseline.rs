@@ -81,9 +81,10 @@ pub fn boot(config: &config::Config, kernel: &Path, memory_mib: u64) -> Result<D
     let contents = osbuilder::Contents { agent: &program, modules_directory: None, modules: &[] };
     osbuilder::initrd(&contents, &initrd).map_err(|e| e.to_string())?;
     let arch = hypervisor::Arch::of_kernel(kernel).map_err(|e| e.to_string())?;
-    let path = config.qemu.locate_program(arch.qemu_program(), arch.qemu_package()).map_err(|e| e.to_string())?;
     let choice =
         hypervisor::choose_accelerator(hypervisor::Accelerator::Auto, arch, dir.path()).map_err(|e| e.to_string())?;
+    let path = config.qemu.locate_program(arch.qemu_program(), arch.qemu_package(), choice.kvm);
+    let path = path.map_err(|e| e.to_string())?;
     let accelerator = if choice.kvm { hypervisor::Accelerator::Kvm } else { hypervisor::Accelerator::Tcg };
     let qemu = Qemu::new(QemuConfig { path, machine_type: None, accelerator });
     let machine = VmConfig {

@@ -15,6 +15,9 @@ pub struct Options {
     /// Guest image; the staged one unless told otherwise.
     #[arg(long)]
     initrd: Option<PathBuf>,
+    /// Machine type: q35 or microvm.
+    #[arg(long, default_value = "q35")]
+    machine: String,
     /// Memory of the guest, MiB.
     #[arg(long, default_value_t = 128)]
     memory: u32,

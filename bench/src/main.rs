@@ -6,6 +6,7 @@ mod boot;
 mod guest;
 mod memory;
 mod overview;
+mod qemu;
 mod svg;
 
 use clap::{Parser, Subcommand};
@@ -33,6 +34,12 @@ enum What {
     Boot(boot::Options),
     /// Memory of an idle guest of 128 MiB, and the sizes of the files it boots from.
     Guest(guest::Options),
+    /// The trimmed QEMU beside the distribution's.
+    Qemu {
+        /// Starts to take the median of.
+        #[arg(default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+        runs: u32,
+    },
 }
 
 fn main() {
@@ -44,6 +51,7 @@ fn main() {
         }
         What::Boot(options) => boot::run(&options),
         What::Guest(options) => guest::run(&options),
+        What::Qemu { runs } => qemu::run(runs as usize),
     };
     if let Err(problem) = done {
         eprintln!("kata-bench: {problem}");

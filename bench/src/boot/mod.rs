@@ -30,8 +30,8 @@ const MARK: &str = "port_fops_write";
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// Machine type: q35 or microvm.
-    #[arg(long)]
-    machine: Option<String>,
+    #[arg(long, default_value = "q35")]
+    machine: String,
     /// Guest kernel; the staged one unless told otherwise.
     #[arg(long)]
     kernel: Option<PathBuf>,
@@ -100,14 +100,11 @@ fn boot(options: &Options, kernel: &Path, initrd: &Path, stop: u64, dir: &Path) 
     progress("compiling the plugin");
     let plugin = plugin::build(&qemu, dir)?;
     let program = wrap(&qemu, &plugin, &file, stop, dir).map_err(failed("write the program in QEMU's place"))?;
-    let mut settings = format!(
+    let settings = format!(
         "[hypervisor.qemu]\npath = {program:?}\nkernel = {kernel:?}\ninitrd = {initrd:?}\naccelerator = \"tcg\"\n\
-         kernel_params = {:?}\ndefault_memory = {}\ndefault_vcpus = {}\n",
-        options.kernel_params, options.memory, options.vcpus
+         machine_type = {:?}\nkernel_params = {:?}\ndefault_memory = {}\ndefault_vcpus = {}\n",
+        options.machine, options.kernel_params, options.memory, options.vcpus
     );
-    if let Some(machine) = &options.machine {
-        settings.push_str(&format!("machine_type = {machine:?}\n"));
-    }
 
     progress("booting and counting");
     let bundle = Bundle::new(["true"]);

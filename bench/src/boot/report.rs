@@ -16,6 +16,50 @@ const PHASES: [(&str, &str); 5] = [
     ("agent", "run_init_process"),
 ];
 
+/// What the kernel does one after the other besides its initcalls, by the functions that begin it.
+const STEPS: [&str; 40] = [
+    "pvh_start_xen",
+    "x86_64_start_kernel",
+    "start_kernel",
+    "setup_arch",
+    "static_call_init",
+    "init_mem_mapping",
+    "acpi_boot_init",
+    "free_area_init",
+    "e820__reserve_resources",
+    "setup_per_cpu_areas",
+    "trap_init",
+    "mm_core_init",
+    "memblock_free_all",
+    "kmem_cache_init",
+    "vmalloc_init",
+    "sched_init",
+    "workqueue_init_early",
+    "rcu_init",
+    "init_IRQ",
+    "timekeeping_init",
+    "time_init",
+    "console_init",
+    "late_time_init",
+    "arch_cpu_finalize_init",
+    "cpu_select_mitigations",
+    "apply_retpolines",
+    "apply_returns",
+    "apply_alternatives",
+    "alternatives_smp_module_add",
+    "fork_init",
+    "vfs_caches_init",
+    "cgroup_init",
+    "acpi_subsystem_init",
+    "rest_init",
+    "kernel_init",
+    "smp_init",
+    "do_basic_setup",
+    "free_initmem",
+    "mark_readonly",
+    "run_init_process",
+];
+
 /// Prints where the instructions went.
 pub fn print(counts: &Counts, symbols: &Symbols, top: usize) {
     println!("guest instructions until the agent answers {:>14}", grouped(counts.total));
@@ -25,7 +69,9 @@ pub fn print(counts: &Counts, symbols: &Symbols, top: usize) {
     println!("largest functions, by instructions in them");
     rows(by_function(counts, symbols), counts.total, top);
     println!();
-    println!("largest steps: from the start of one function of the initialisation to the start of the next");
+    println!(
+        "largest steps, from the start of one to the start of the next: initcalls, and what comes before and after them"
+    );
     rows(steps(counts, symbols), counts.total, top);
 }
 
@@ -63,19 +109,19 @@ fn by_function(counts: &Counts, symbols: &Symbols) -> Vec<(String, u64)> {
     sums.into_iter().collect()
 }
 
-/// What was executed between the first calls of initialisation functions, by the function that had begun last.
+/// What was executed from the start of each step until that of the next.
 fn steps(counts: &Counts, symbols: &Symbols) -> Vec<(String, u64)> {
-    let mut begun: Vec<_> = symbols
-        .init_functions()
-        .filter_map(|(address, name)| {
+    let mut begun: Vec<_> = STEPS
+        .into_iter()
+        .chain(symbols.initcalls())
+        .filter_map(|name| {
+            let address = symbols.address(name)?;
             let physical = address.wrapping_sub(KERNEL_MAP);
-            counts.first(address).or_else(|| counts.first(physical)).map(|at| (at, name))
+            Some((counts.first(address).or_else(|| counts.first(physical))?, name))
         })
         .collect();
-    if let Some(at) = symbols.address("run_init_process").and_then(|address| counts.first(address)) {
-        begun.push((at, "run_init_process"));
-    }
     begun.sort_unstable();
+    begun.dedup();
     let ends: Vec<_> = begun.iter().skip(1).map(|(at, _)| *at).chain([counts.total]).collect();
     begun.iter().zip(ends).map(|((at, name), end)| ((*name).to_owned(), end - at)).collect()
 }

@@ -11,8 +11,8 @@ pub struct Symbols {
     sorted: Vec<(u64, String)>,
     /// All of the kernel's code.
     text: Range<u64>,
-    /// The part that is used once.
-    init: Range<u64>,
+    /// What each part of the kernel has called while it starts.
+    initcalls: Vec<String>,
 }
 
 impl Symbols {
@@ -43,8 +43,9 @@ impl Symbols {
         let of = |name: &'static str| {
             sorted.iter().find(|(_, other)| other == name).map(|(address, _)| *address).ok_or(name)
         };
-        let (text, init) = (of("_text")?..of("_einittext")?, of("_sinittext")?..of("_einittext")?);
-        Ok(Self { sorted, text, init })
+        let range = of("_text")?..of("_einittext")?;
+        let initcalls = text.lines().filter_map(|line| line.rsplit(' ').next().and_then(initcall)).map(str::to_owned);
+        Ok(Self { text: range, initcalls: initcalls.collect(), sorted })
     }
 
     /// The address of a name.
@@ -64,9 +65,9 @@ impl Symbols {
         Some(&self.sorted[first].1)
     }
 
-    /// Functions that run once, while the kernel starts: address and name.
-    pub fn init_functions(&self) -> impl Iterator<Item = (u64, &str)> {
-        self.sorted.iter().filter(|(at, _)| self.init.contains(at)).map(|(at, name)| (*at, name.as_str()))
+    /// Functions that the kernel calls once each, by what it is made of, while it starts.
+    pub fn initcalls(&self) -> impl Iterator<Item = &str> {
+        self.initcalls.iter().map(String::as_str)
     }
 
     /// Whether these are the names of this kernel, told by where it is entered, which differs between builds.
@@ -82,6 +83,21 @@ impl Symbols {
             Err(format!("{} is not the kernel these symbols belong to", kernel.display()))
         }
     }
+}
+
+/// The function behind the entry `__initcall__kmod_MODULE__COUNTER_LINE_FUNCTIONLEVEL` of the table of calls.
+fn initcall(symbol: &str) -> Option<&str> {
+    let rest = symbol.strip_prefix("__initcall__kmod_")?;
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let function = rest.match_indices("__").find_map(|(at, _)| {
+        let mut parts = rest[at + 2..].splitn(3, '_');
+        (number(parts.next()?) && number(parts.next()?)).then(|| parts.next()).flatten()
+    })?;
+    let level = |c: char| c.is_ascii_digit();
+    ["early", "rootfs", "con"]
+        .iter()
+        .find_map(|level| function.strip_suffix(level))
+        .or_else(|| function.strip_suffix('s').unwrap_or(function).strip_suffix(level))
 }
 
 /// The physical address in the note that announces PVH: owner `Xen`, type 18, an address of 8 bytes.
@@ -106,7 +122,23 @@ ffffffff81000200 T second
 ffffffff81000300 T _sinittext
 ffffffff81000310 t setup
 ffffffff81000400 T _einittext
+ffffffff81000500 d __initcall__kmod_part__123_45_setup6
 ";
+
+    #[test]
+    fn initcalls_are_told_by_their_table() {
+        for (symbol, function) in [
+            ("__initcall__kmod_acpi__326_1437_acpi_init4", Some("acpi_init")),
+            ("__initcall__kmod_initramfs__274_768_populate_rootfsrootfs", Some("populate_rootfs")),
+            ("__initcall__kmod_8250__301_712_univ8250_console_initcon", Some("univ8250_console_init")),
+            ("__initcall__kmod_core__1_2_a__b7s", Some("a__b")),
+            ("__initcall__kmod_main__1_2_trace_initcall_earlyearly", Some("trace_initcall_early")),
+            ("__initcall_start", None),
+            ("acpi_init", None),
+        ] {
+            assert_eq!(initcall(symbol), function, "{symbol}");
+        }
+    }
 
     #[test]
     fn an_address_has_the_name_of_the_function_before_it() {
@@ -118,7 +150,7 @@ ffffffff81000400 T _einittext
         for outside in [0, 0x40_0000, 0xf_fff0, 0xffff_ffff_8100_0400, 0xffff_ffff_c000_0000] {
             assert_eq!(symbols.name(outside), None, "{outside:x}");
         }
-        assert_eq!(symbols.init_functions().map(|(_, name)| name).collect::<Vec<_>>(), ["_sinittext", "setup"]);
+        assert_eq!(symbols.initcalls().collect::<Vec<_>>(), ["setup"]);
         assert_eq!(Symbols::parse("ffffffff81000000 T _text\n").unwrap_err(), "_einittext");
     }
 

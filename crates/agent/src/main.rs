@@ -45,6 +45,11 @@ use rustix::system::{RebootCommand, reboot};
 use sys::Cloned;
 
 fn main() {
+    // Before the next: in a container of its own it is pid 1 as well.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == "--version") {
+        println!("kata-agent {}", env!("CARGO_PKG_VERSION"));
+        return;
+    }
     if std::process::id() != 1 {
         eprintln!("kata-agent is the init of a guest: it runs as pid 1 only");
         std::process::exit(2);

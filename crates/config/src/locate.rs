@@ -44,6 +44,12 @@ const IMAGE: &str = "kata-containers.img";
 const SHARES: [&str; 3] =
     ["/usr/share/kata-containers", "/usr/local/share/kata-containers", "/opt/kata/share/kata-containers"];
 
+/// Where a QEMU of our own is looked for, and before it, where KVM works, one without an emulator: below the prefix that
+/// this program is installed in, and below the usual ones.
+const OWN: &str = "lib/kata-containers/qemu/bin";
+const OWN_KVM: &str = "lib/kata-containers/qemu-kvm/bin";
+const PREFIXES: [&str; 3] = ["/usr", "/usr/local", "/opt/kata"];
+
 /// Where QEMU is looked for after `PATH`, which a daemon's environment may lack.
 const PROGRAMS: [&str; 3] = ["/usr/bin", "/usr/local/bin", "/opt/kata/bin"];
 
@@ -57,13 +63,15 @@ impl Qemu {
         self.locate_guest_from(env::current_exe().ok().as_deref())
     }
 
-    /// Finds the QEMU program: the configured one, or else `name` in `PATH` and the usual directories of programs. `package` is
-    /// what Debian has it in, for the error.
+    /// Finds the QEMU program: the configured one, or else `name` of a QEMU of our own if one is installed, or else in `PATH` and
+    /// the usual directories of programs. `package` is what Debian has it in, for the error; `kvm` says that it need not be
+    /// able to emulate.
     ///
     /// # Errors
     /// [`Error::Missing`] if it does not exist.
-    pub fn locate_program(&self, name: &str, package: &str) -> Result<PathBuf, Error> {
-        self.locate_program_from(name, package, &env::var_os("PATH").unwrap_or_default())
+    pub fn locate_program(&self, name: &str, package: &str, kvm: bool) -> Result<PathBuf, Error> {
+        let here = env::current_exe().ok();
+        self.locate_program_from(here.as_deref(), name, package, kvm, &env::var_os("PATH").unwrap_or_default())
     }
 
     fn locate_guest_from(&self, program: Option<&Path>) -> Result<GuestFiles, Error> {
@@ -92,8 +100,21 @@ impl Qemu {
         Ok(GuestFiles { kernel, image })
     }
 
-    fn locate_program_from(&self, name: &str, package: &str, path: &OsStr) -> Result<PathBuf, Error> {
-        let mut programs: Vec<PathBuf> = env::split_paths(path).filter(|directory| directory.is_absolute()).collect();
+    fn locate_program_from(
+        &self,
+        here: Option<&Path>,
+        name: &str,
+        package: &str,
+        kvm: bool,
+        path: &OsStr,
+    ) -> Result<PathBuf, Error> {
+        let prefix = here.and_then(|program| Some(program.parent()?.parent()?.to_owned()));
+        let mut prefixes: Vec<PathBuf> = prefix.into_iter().chain(PREFIXES.map(PathBuf::from)).collect();
+        prefixes.dedup();
+        let flavours = if kvm { &[OWN_KVM, OWN][..] } else { &[OWN] };
+        let own = prefixes.iter().flat_map(|prefix| flavours.iter().map(|flavour| prefix.join(flavour)));
+        let mut programs: Vec<PathBuf> = own.collect();
+        programs.extend(env::split_paths(path).filter(|directory| directory.is_absolute()));
         for directory in PROGRAMS.map(PathBuf::from) {
             if !programs.contains(&directory) {
                 programs.push(directory);
@@ -151,8 +172,13 @@ mod tests {
         assert_eq!(found.kernel, at("share/kata-containers/vmlinux.container"));
         let initrd = at("share/kata-containers/kata-containers-initrd.img");
         assert_eq!(found.image, GuestImage::Initrd(initrd.clone()));
-        let found = Qemu::default().locate_program_from("qemu-system-z", "qemu-z", at("q").as_os_str()).unwrap();
-        assert_eq!(found, qemu);
+        let here = at("bin/kata-runtime");
+        let program = |kvm| {
+            Qemu::default()
+                .locate_program_from(Some(&here), "qemu-system-z", "qemu-z", kvm, at("q").as_os_str())
+                .unwrap()
+        };
+        assert_eq!((program(false), program(true)), (qemu.clone(), qemu));
 
         let image = at("share/kata-containers/kata-containers.img");
         fs::write(&image, "").unwrap();
@@ -167,19 +193,40 @@ mod tests {
 
     #[test]
     fn a_missing_program_names_its_package() {
-        let error = Qemu::default().locate_program_from("qemu-system-z", "qemu-z", OsStr::new("/n")).unwrap_err();
+        let here = Some(Path::new("/usr/bin/kata-runtime"));
+        let error =
+            Qemu::default().locate_program_from(here, "qemu-system-z", "qemu-z", false, OsStr::new("/n")).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the QEMU program was not found: looked at /n/qemu-system-z, /usr/bin/qemu-system-z, \
-             /usr/local/bin/qemu-system-z, /opt/kata/bin/qemu-system-z; install QEMU (Debian: qemu-z), or set `path` in \
-             [hypervisor.qemu]"
+            "the QEMU program was not found: looked at /usr/lib/kata-containers/qemu/bin/qemu-system-z, \
+             /usr/local/lib/kata-containers/qemu/bin/qemu-system-z, /opt/kata/lib/kata-containers/qemu/bin/qemu-system-z, \
+             /n/qemu-system-z, /usr/bin/qemu-system-z, /usr/local/bin/qemu-system-z, /opt/kata/bin/qemu-system-z; install \
+             QEMU (Debian: qemu-z), or set `path` in [hypervisor.qemu]"
         );
+    }
+
+    #[test]
+    fn a_qemu_of_our_own_is_preferred_and_the_one_without_an_emulator_only_where_kvm_works() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let here = at("bin/kata-runtime");
+        let find = |kvm| {
+            Qemu::default().locate_program_from(Some(&here), "qemu-system-z", "p", kvm, at("q").as_os_str()).unwrap()
+        };
+        let distribution = at("q/qemu-system-z");
+        executable(&distribution);
+        let kvm_only = at("lib/kata-containers/qemu-kvm/bin/qemu-system-z");
+        executable(&kvm_only);
+        assert_eq!((find(false), find(true)), (distribution, kvm_only.clone()));
+        let own = at("lib/kata-containers/qemu/bin/qemu-system-z");
+        executable(&own);
+        assert_eq!((find(false), find(true)), (own, kvm_only));
     }
 
     #[test]
     fn a_configured_path_is_the_only_one_looked_at() {
         let qemu = Qemu { path: Some("/nowhere/qemu".into()), ..Qemu::default() };
-        let error = qemu.locate_program_from("q", "p", OsStr::new("/usr/bin")).unwrap_err().to_string();
+        let error = qemu.locate_program_from(None, "q", "p", false, OsStr::new("/usr/bin")).unwrap_err().to_string();
         assert_eq!(
             error,
             "the QEMU program was not found: looked at /nowhere/qemu; correct `path` in [hypervisor.qemu]"

@@ -49,6 +49,13 @@ pub enum ExitCause {
         /// The line of the console that says so.
         line: String,
     },
+    /// QEMU is older than what is supported, and was killed for it.
+    Outdated {
+        /// Its version.
+        version: String,
+        /// The oldest that would do.
+        oldest: String,
+    },
     /// The guest powered itself off.
     PowerOff,
     /// The guest restarted itself. Machines do not restart, they end.
@@ -88,6 +95,13 @@ impl fmt::Display for ExitReason {
                     f,
                     "the guest image {image} has no agent that the guest's kernel can execute: none, or one for another \
                      architecture; build it anew (the guest's kernel: {line})"
+                );
+            }
+            ExitCause::Outdated { version, oldest } => {
+                return write!(
+                    f,
+                    "QEMU is version {version}, and {oldest} is the oldest that is supported; install a newer one, or set \
+                     `path` in [hypervisor.qemu] to one"
                 );
             }
             ExitCause::PowerOff => return f.write_str("the guest powered itself off"),
@@ -136,6 +150,12 @@ mod tests {
         assert_eq!(reason(ExitCause::Signal(64), &[]).to_string(), "QEMU (pid 7) was killed by signal 64");
         let refused = reason(ExitCause::Code(1), &["qemu: -foo: invalid option"]).to_string();
         assert_eq!(refused, "QEMU (pid 7) exited with code 1 after writing: qemu: -foo: invalid option");
+        let outdated = ExitCause::Outdated { version: "6.2".into(), oldest: "7.2".into() };
+        assert_eq!(
+            reason(outdated, &[]).to_string(),
+            "QEMU is version 6.2, and 7.2 is the oldest that is supported; install a newer one, or set `path` in \
+             [hypervisor.qemu] to one"
+        );
         let panic = ExitCause::Panic("Kernel panic - not syncing: no init".into());
         assert_eq!(
             reason(panic, &["x"]).to_string(),

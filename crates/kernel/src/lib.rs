@@ -28,6 +28,7 @@
 mod arch;
 mod build;
 mod child;
+pub mod cli;
 mod console;
 mod dotconfig;
 mod error;

@@ -8,80 +8,12 @@ use std::{
     time::Instant,
 };
 
-use clap::{Args, Parser, Subcommand};
-use kernel_builder::{Arch, Built, Error, Interrupts, Request, SourceChoice, die_by, write_whole};
-
-/// Builds the guest's kernel from source and configuration fragments.
-#[derive(Debug, Parser)]
-#[command(name = "kata-kernel", version)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Build the kernel. Does nothing if the output was made from the same inputs already.
-    Build {
-        #[command(flatten)]
-        source: SourceArgs,
-        #[command(flatten)]
-        fragments: FragmentArgs,
-        /// The directory to write; its contents are replaced as a whole [default: guest-kernel/ARCH in the cache].
-        #[arg(long)]
-        output: Option<PathBuf>,
-        /// Compilers at a time [default: one for each processor].
-        #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
-        jobs: Option<u16>,
-    },
-    /// Configure only: check that everything that is wanted is there, and print the kernel's whole configuration.
-    Config {
-        #[command(flatten)]
-        source: SourceArgs,
-        #[command(flatten)]
-        fragments: FragmentArgs,
-        /// Write it to this file instead.
-        #[arg(long)]
-        output: Option<PathBuf>,
-    },
-    /// Get the source only: download, verify and unpack it into the cache. Prints where it is.
-    Fetch {
-        #[command(flatten)]
-        source: SourceArgs,
-    },
-}
-
-#[derive(Debug, Args)]
-struct SourceArgs {
-    /// The guest's architecture: x86_64, aarch64, s390x or ppc64le [default: this machine's].
-    #[arg(long)]
-    arch: Option<Arch>,
-    /// A tarball of the Linux source, or a directory with it, instead of the one that sources.toml names.
-    #[arg(long, value_name = "TARBALL|DIR")]
-    source: Option<PathBuf>,
-    /// The SHA-256 that the tarball must have.
-    #[arg(long, requires = "source", value_name = "HEX")]
-    sha256: Option<String>,
-    /// The file that names the version to take and its checksum.
-    #[arg(long, default_value = "kernel/sources.toml", value_name = "FILE")]
-    sources: PathBuf,
-    /// Take the very version that sources.toml names, or none.
-    #[arg(long, conflicts_with = "source")]
-    locked: bool,
-    /// Where sources and objects are kept [default: KATA_CACHE, or kata in the user's cache directory].
-    #[arg(long, value_name = "DIR")]
-    cache: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-struct FragmentArgs {
-    /// The directory of the configuration fragments.
-    #[arg(long, default_value = "kernel/fragments", value_name = "DIR")]
-    fragments: PathBuf,
-    /// A fragment of your own, which wins over those of the directory; may be repeated.
-    #[arg(long = "fragment", value_name = "FILE")]
-    own: Vec<PathBuf>,
-}
+use clap::Parser;
+use kernel_builder::{
+    Arch, Built, Error, Interrupts, Request, SourceChoice,
+    cli::{Cli, Command, FragmentArgs, SourceArgs},
+    die_by, write_whole,
+};
 
 /// The request, and the architecture's place for an output.
 fn request(source: SourceArgs, fragments: FragmentArgs) -> Result<(Request, PathBuf), String> {

@@ -1,68 +1,127 @@
-//! Writing a cpio archive in the "newc" format, as the kernel's initramfs loader reads it
+//! Writing a tree as a cpio archive in the "newc" format, as the kernel's initramfs loader reads it
 //! (`Documentation/driver-api/early-userspace/buffer-format.rst`).
 
-/// `S_IFREG`, `S_IFDIR` and `S_IFCHR` of inode(7).
+use std::{
+    collections::HashMap,
+    io::{self, Write},
+    os::unix::ffi::OsStrExt,
+    path::Path,
+};
+
+use crate::{
+    Error, run,
+    tree::{Id, Kind, Node, Tree},
+};
+
+/// `S_IFREG`, `S_IFDIR`, `S_IFLNK` and `S_IFCHR` of inode(7).
 const REGULAR: u32 = 0o100_000;
 const DIRECTORY: u32 = 0o040_000;
+const LINK: u32 = 0o120_000;
 const CHARACTER: u32 = 0o020_000;
 
-/// An archive being written. Everything belongs to root and is from the epoch; inode numbers count up from 1.
-#[derive(Debug, Default)]
-pub(crate) struct Archive {
-    bytes: Vec<u8>,
-    entries: u32,
+/// The kernel opens it for the first program before that can mount /dev.
+const CONSOLE: (&str, u32, (u32, u32)) = ("dev/console", 0o600, (5, 1));
+
+/// The longest name or target that the kernel takes, with its NUL (`PATH_MAX`).
+const LONGEST: usize = 4096;
+
+/// Writes `tree`, and /dev/console, to `to`. Everything is from the time `epoch`; inode numbers count up from 1.
+///
+/// # Errors
+/// [`Error::Unusable`] for what the format cannot express; what reading a file gives; what `failed` makes of a failure to write.
+pub(crate) fn write(tree: &Tree, epoch: u32, to: impl Write, failed: impl Fn(io::Error) -> Error) -> Result<(), Error> {
+    let mut archive = Archive { to, length: 0, failed, epoch };
+    let links = tree.links();
+    // A file with several names stands in the archive with each; its contents with the last, as other writers do it.
+    let mut seen: HashMap<Id, u32> = HashMap::new();
+    let mut inode_of: HashMap<Id, u32> = HashMap::new();
+    let mut inode = 0;
+    for (path, id, node) in tree.iter() {
+        run::check()?;
+        let name = path.as_os_str().as_bytes();
+        let names = links.get(id).copied().unwrap_or(1);
+        let number = *inode_of.entry(id).or_insert_with(|| {
+            inode += 1;
+            inode
+        });
+        let so_far = seen.entry(id).or_default();
+        *so_far += 1;
+        archive.node(path, name, node, number, names, *so_far == names)?;
+        if path == Path::new("dev") {
+            inode += 1;
+            let (name, mode, device) = CONSOLE;
+            let header = Header { inode, mode: CHARACTER | mode, links: 1, device, ..Header::default() };
+            archive.header(name.as_bytes(), &header)?;
+        }
+    }
+    archive.header(b"TRAILER!!!", &Header { links: 1, ..Header::default() })
 }
 
-impl Archive {
-    /// Adds a directory; its parent must have been added. `permissions` without the type.
-    pub(crate) fn directory(&mut self, name: &str, permissions: u32) {
-        self.entry(name, DIRECTORY | permissions, 2, (0, 0), &[]);
-    }
+#[derive(Default)]
+struct Header {
+    inode: u32,
+    mode: u32,
+    owner: (u32, u32),
+    links: u32,
+    size: u32,
+    device: (u32, u32),
+}
 
-    /// Adds a regular file.
-    ///
-    /// # Errors
-    /// When it has 4 GiB or more, which the format cannot express.
-    pub(crate) fn file(&mut self, name: &str, permissions: u32, contents: &[u8]) -> Result<(), String> {
-        if u32::try_from(contents.len()).is_err() {
-            return Err("it is too long for the archive, which takes files below 4 GiB".into());
+struct Archive<W, F> {
+    to: W,
+    length: u64,
+    failed: F,
+    epoch: u32,
+}
+
+impl<W: Write, F: Fn(io::Error) -> Error> Archive<W, F> {
+    fn node(&mut self, path: &Path, name: &[u8], node: &Node, inode: u32, names: u32, last: bool) -> Result<(), Error> {
+        let (kind, links, length) = match &node.kind {
+            Kind::Directory => (DIRECTORY, 2, 0),
+            Kind::File(content) => (REGULAR, names, if last { content.length() } else { 0 }),
+            Kind::Link(target) => (LINK, names, target.as_os_str().len() as u64),
+        };
+        let size = u32::try_from(length).map_err(|_| {
+            Error::unusable(path, "it is too long for an initrd, which takes files below 4 GiB; build an image")
+        })?;
+        if name.len() >= LONGEST || (kind == LINK && length as usize >= LONGEST) {
+            return Err(Error::unusable(path, "its name or target is longer than the kernel takes"));
         }
-        self.entry(name, REGULAR | permissions, 1, (0, 0), contents);
-        Ok(())
+        let owner = (node.uid, node.gid);
+        self.header(name, &Header { inode, mode: kind | node.mode, owner, links, size, device: (0, 0) })?;
+        match &node.kind {
+            Kind::File(content) if last => content.pieces(|piece| self.bytes(piece))?,
+            Kind::Link(target) => self.bytes(target.as_os_str().as_bytes())?,
+            _ => {}
+        }
+        self.pad()
     }
 
-    /// Adds a character device.
-    pub(crate) fn character_device(&mut self, name: &str, permissions: u32, major: u32, minor: u32) {
-        self.entry(name, CHARACTER | permissions, 1, (major, minor), &[]);
-    }
-
-    /// Ends the archive.
-    pub(crate) fn finish(mut self) -> Vec<u8> {
-        self.entry("TRAILER!!!", 0, 1, (0, 0), &[]);
-        self.bytes
-    }
-
-    fn entry(&mut self, name: &str, mode: u32, links: u32, device: (u32, u32), contents: &[u8]) {
-        self.entries += 1;
+    fn header(&mut self, name: &[u8], header: &Header) -> Result<(), Error> {
+        let Header { inode, mode, owner: (uid, gid), links, size, device } = *header;
         // Inode, mode, uid, gid, links, mtime, size, device of the archive (major, minor), of the node, length of the name
         // with its NUL, checksum.
-        let size = contents.len() as u32;
         let name_size = name.len() as u32 + 1;
-        let fields = [self.entries, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0];
-        self.bytes.extend(b"070701");
+        let fields = [inode, mode, uid, gid, links, self.epoch, size, 0, 0, device.0, device.1, name_size, 0];
+        let mut header = b"070701".to_vec();
         for field in fields {
-            self.bytes.extend(format!("{field:08X}").bytes());
+            header.extend(format!("{field:08X}").bytes());
         }
-        self.bytes.extend(name.bytes());
-        self.bytes.push(0);
-        self.pad();
-        self.bytes.extend(contents);
-        self.pad();
+        header.extend(name);
+        header.push(0);
+        self.bytes(&header)?;
+        self.pad()
     }
 
     /// Header with name, and contents, each begin at a multiple of 4.
-    fn pad(&mut self) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    fn pad(&mut self) -> Result<(), Error> {
+        let missing = self.length.next_multiple_of(4) - self.length;
+        self.bytes([0; 4].get(..missing as usize).unwrap_or_default())
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.length += bytes.len() as u64;
+        self.to.write_all(bytes).map_err(&self.failed)
     }
 }
 
@@ -71,9 +130,20 @@ pub(crate) mod tests {
     use std::io::Read;
 
     use super::*;
+    use crate::tree::Content;
 
-    /// Name, mode, owner and group, time, device of the node, contents.
-    pub(crate) type Entry = (String, u32, (u32, u32), u32, (u32, u32), Vec<u8>);
+    /// What an archive's reader says of an entry.
+    #[derive(Debug, PartialEq, Eq)]
+    pub(crate) struct Entry {
+        pub(crate) name: String,
+        pub(crate) inode: u32,
+        pub(crate) mode: u32,
+        pub(crate) owner: (u32, u32),
+        pub(crate) links: u32,
+        pub(crate) time: u32,
+        pub(crate) device: (u32, u32),
+        pub(crate) contents: Vec<u8>,
+    }
 
     /// Reads an archive with another implementation.
     pub(crate) fn read_back(bytes: &[u8]) -> Vec<Entry> {
@@ -87,33 +157,61 @@ pub(crate) mod tests {
             let mut contents = Vec::new();
             reader.read_to_end(&mut contents).unwrap();
             let entry = reader.entry();
-            assert_eq!(entry.ino() as usize, entries.len() + 1);
-            entries.push((
-                entry.name().to_owned(),
-                entry.mode(),
-                (entry.uid(), entry.gid()),
-                entry.mtime(),
-                (entry.rdev_major(), entry.rdev_minor()),
+            entries.push(Entry {
+                name: entry.name().to_owned(),
+                inode: entry.ino(),
+                mode: entry.mode(),
+                owner: (entry.uid(), entry.gid()),
+                links: entry.nlink(),
+                time: entry.mtime(),
+                device: (entry.rdev_major(), entry.rdev_minor()),
                 contents,
-            ));
+            });
             rest = reader.finish().unwrap();
         }
     }
 
     #[test]
     fn another_reader_reads_what_was_written() {
-        let mut archive = Archive::default();
-        archive.directory("d", 0o1777);
-        archive.character_device("d/console", 0o600, 5, 1);
-        archive.file("d/odd", 0o755, b"12345").unwrap();
-        archive.file("empty", 0o644, b"").unwrap();
-        let entries = read_back(&archive.finish());
-        let expected: [Entry; 4] = [
-            ("d".into(), 0o041_777, (0, 0), 0, (0, 0), vec![]),
-            ("d/console".into(), 0o020_600, (0, 0), 0, (5, 1), vec![]),
-            ("d/odd".into(), 0o100_755, (0, 0), 0, (0, 0), b"12345".to_vec()),
-            ("empty".into(), 0o100_644, (0, 0), 0, (0, 0), vec![]),
+        let mut tree = Tree::default();
+        tree.put("dev".into(), Node::directory(0o1777));
+        let file = |text: &str| Node { uid: 7, gid: 8, ..Node::file(0o4755, Content::Bytes(text.into())) };
+        tree.put("a".into(), file("12345"));
+        tree.hard_link(Path::new("a"), "z".into());
+        tree.put("empty".into(), Node::file(0o644, Content::Bytes(vec![])));
+        tree.put("link".into(), Node::link("/dev/odd"));
+        let mut bytes = Vec::new();
+        write(&tree, 77, &mut bytes, |source| Error::Write { path: "x".into(), source }).unwrap();
+        let entry = |name: &str, inode, mode, owner, links, device, contents: &str| Entry {
+            name: name.into(),
+            inode,
+            mode,
+            owner,
+            links,
+            time: 77,
+            device,
+            contents: contents.into(),
+        };
+        let expected = [
+            entry("a", 1, 0o104_755, (7, 8), 2, (0, 0), ""),
+            entry("dev", 2, 0o041_777, (0, 0), 2, (0, 0), ""),
+            entry("dev/console", 3, 0o020_600, (0, 0), 1, (5, 1), ""),
+            entry("empty", 4, 0o100_644, (0, 0), 1, (0, 0), ""),
+            entry("link", 5, 0o120_777, (0, 0), 1, (0, 0), "/dev/odd"),
+            entry("z", 1, 0o104_755, (7, 8), 2, (0, 0), "12345"),
         ];
-        assert_eq!(entries, expected);
+        assert_eq!(read_back(&bytes), expected);
+    }
+
+    #[test]
+    fn what_the_format_cannot_hold_is_refused() {
+        let refused = |node| {
+            let mut tree = Tree::default();
+            tree.put("x".into(), node);
+            write(&tree, 0, io::sink(), |source| Error::Write { path: "x".into(), source }).unwrap_err().to_string()
+        };
+        let huge = Content::OnDisk { path: "/dev/null".into(), length: 1 << 32 };
+        assert!(refused(Node::file(0o644, huge)).contains("below 4 GiB"));
+        assert!(refused(Node::link("x".repeat(5000))).contains("longer than the kernel takes"));
     }
 }

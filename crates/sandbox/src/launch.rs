@@ -87,8 +87,8 @@ pub fn launch(launch: Launch<'_>) -> Result<Running> {
     store.check_free(id)?;
     let guest = config.qemu.locate_guest()?;
     let arch = Arch::of_kernel(&guest.kernel)?;
-    let vmm = config.qemu.locate_program(arch.qemu_program(), arch.qemu_package())?;
     let kvm = daemon::choose_accelerator(config, arch, warn)?;
+    let vmm = config.qemu.locate_program(arch.qemu_program(), arch.qemu_package(), kvm)?;
     let files = Files { vmm, kernel: guest.kernel, image: guest.image };
     daemon::check(config, &files, kvm)?;
     let Translated { spec, seccomp, shares, trees } = translate(id, bundle, arch)?;

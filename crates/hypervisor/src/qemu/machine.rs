@@ -18,7 +18,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::{process::Process, qmp::Qmp};
+use super::{
+    process::Process,
+    qmp::{self, Qmp},
+};
 use crate::{BoxFuture, CONSOLE_LOG_LIMIT, Error, ExitCause, ExitReason, Result, Stage, Vm, tail::Tail};
 
 /// How long a killed QEMU may take to go.
@@ -112,7 +115,7 @@ impl Machine {
             log: log.map(|file| Log { file, left: CONSOLE_LOG_LIMIT }),
             image,
             qmp: qmp.clone(),
-            qmp_work: tokio::spawn(work),
+            qmp_work: Some(tokio::spawn(work)),
         };
         let watcher = tokio::spawn(watcher.run(report));
         Ok(Self { process, channel: Some(streams.channel), tails, qmp, spawned_ns, ended, watcher })
@@ -236,7 +239,8 @@ struct Watcher {
     log: Option<Log>,
     image: ImageFacts,
     qmp: Qmp,
-    qmp_work: JoinHandle<()>,
+    /// Until it has ended.
+    qmp_work: Option<JoinHandle<()>>,
 }
 
 impl Watcher {
@@ -254,6 +258,13 @@ impl Watcher {
             tokio::select! {
                 count = self.console.read(&mut console) => self.heard(&console[..count]),
                 count = self.stderr.read(&mut stderr) => lock(&self.tails.stderr).push(&stderr[..count]),
+                _ended = ended(&mut self.qmp_work) => {
+                    self.qmp_work = None;
+                    // What else it would not do in the way that was asked for, nobody knows.
+                    if self.qmp.outdated().is_some() {
+                        self.process.kill();
+                    }
+                }
                 ready = self.exit.readable() => {
                     if let Some(status) = self.process.status() {
                         return status;
@@ -285,14 +296,21 @@ impl Watcher {
                 let count = self.stderr.read(&mut buffer).await;
                 lock(&self.tails.stderr).push(&buffer[..count]);
             }
-            let _ended = (&mut self.qmp_work).await;
+            if let Some(work) = &mut self.qmp_work {
+                let _ended = work.await;
+            }
         };
         // Late words are no words: the reason of the end must not wait for them.
         let _incomplete = timeout(LAST_WORDS_DEADLINE, all).await;
-        self.qmp_work.abort();
+        if let Some(work) = &self.qmp_work {
+            work.abort();
+        }
     }
 
     fn cause(&self, status: ExitStatus) -> ExitCause {
+        if let Some(version) = self.qmp.outdated() {
+            return ExitCause::Outdated { version, oldest: qmp::oldest() };
+        }
         if let Some(signal) = status.signal() {
             return if self.process.was_killed(status) { ExitCause::Killed } else { ExitCause::Signal(signal) };
         }
@@ -305,6 +323,16 @@ impl Watcher {
             (_, Some("guest-reset")) => ExitCause::Reboot,
             _ => ExitCause::Quit,
         }
+    }
+}
+
+/// Waits for a task's end; pends for ever if there is no task. May be abandoned.
+async fn ended(task: &mut Option<JoinHandle<()>>) {
+    match task {
+        Some(task) => {
+            let _ended = task.await;
+        }
+        None => std::future::pending().await,
     }
 }
 

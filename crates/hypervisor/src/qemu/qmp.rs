@@ -35,9 +35,18 @@ const QUEUE: usize = 4;
 /// Said of an answer nobody waits for.
 const UNASKED: &str = "it sent an answer without a command";
 
+/// The oldest QEMU that is supported: the oldest one that the tests were run with, Debian 12's.
+const OLDEST: (u32, u32) = (7, 2);
+
+/// [`OLDEST`], in words.
+pub(super) fn oldest() -> String {
+    format!("{}.{}", OLDEST.0, OLDEST.1)
+}
+
 /// What QEMU said about itself.
 #[derive(Debug, Default)]
 struct Seen {
+    outdated: Option<String>,
     ready_ns: Option<u64>,
     running_ns: Option<u64>,
     shutdown: Option<String>,
@@ -94,6 +103,11 @@ impl Qmp {
         lock(&self.seen).shutdown.clone()
     }
 
+    /// The version of a QEMU that said that it is too old; the connection has ended then.
+    pub(super) fn outdated(&self) -> Option<String> {
+        lock(&self.seen).outdated.clone()
+    }
+
     fn broken(&self) -> Error {
         let why = lock(&self.seen).broken.clone();
         Error::Control(why.unwrap_or_else(|| "the connection is closed".into()))
@@ -146,8 +160,10 @@ impl Connection {
         &mut self,
         queue: &mut mpsc::Receiver<Call>,
     ) -> std::result::Result<std::convert::Infallible, String> {
-        if self.message().await?.greeting.is_none() {
-            return Err("its first message was no greeting".into());
+        let greeting = self.message().await?.greeting.ok_or("its first message was no greeting")?;
+        if let Some(version) = outdated(&greeting) {
+            lock(&self.seen).outdated = Some(version);
+            return Err("it is too old".into());
         }
         lock(&self.seen).ready_ns = Some(monotonic_ns());
         // Both go out together; their numbers tell the answers apart from those of the commands that follow.
@@ -217,6 +233,13 @@ impl Connection {
             _ => {}
         }
     }
+}
+
+/// The version that a greeting names, if it is older than [`OLDEST`].
+fn outdated(greeting: &Value) -> Option<String> {
+    let number = |name: &str| greeting["version"]["qemu"][name].as_u64().and_then(|number| u32::try_from(number).ok());
+    let version = (number("major")?, number("minor")?);
+    (version < OLDEST).then(|| format!("{}.{}", version.0, version.1))
 }
 
 /// Reads more into the buffer. May be abandoned without losing anything.
@@ -334,6 +357,19 @@ mod tests {
         }
         let deep = [b"[".repeat(60_000), b"\n".to_vec()].concat();
         assert!(told_after(&deep).await.contains("no message of QMP's"));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_qemu_that_is_too_old_is_not_spoken_to() {
+        for (major, minor, old) in [(6, 2, true), (7, 1, true), (7, 2, false), (10, 0, false)] {
+            let (ours, mut qemu) = UnixStream::pair().unwrap();
+            let (qmp, work) = Qmp::connect(ours);
+            let version = format!("{{\"qemu\": {{\"micro\": 0, \"minor\": {minor}, \"major\": {major}}}}}");
+            let greeting = format!("{{\"QMP\": {{\"version\": {version}, \"capabilities\": []}}}}\n");
+            qemu.write_all(greeting.as_bytes()).await.unwrap();
+            let ended = timeout(Duration::from_millis(200), work).await.is_ok();
+            assert_eq!((ended, qmp.outdated()), (old, old.then(|| format!("{major}.{minor}"))));
+        }
     }
 
     #[tokio::test(flavor = "current_thread")]

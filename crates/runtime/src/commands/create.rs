@@ -3,6 +3,7 @@
 use std::{fs, path::Path, process::ExitCode};
 
 use agent_api::WindowSize;
+use cmdline::runtime::{CreateArgs, RunArgs};
 use config::Config;
 use oci_spec::runtime::BoxBuilder;
 use sandbox::{
@@ -12,15 +13,7 @@ use sandbox::{
     store::{ProcessRef, Store},
 };
 
-use crate::{
-    Error, Result,
-    cli::{Context, CreateArgs, RunArgs},
-    console,
-    foreground::Foreground,
-    shim,
-    signals::Signals,
-    stdio,
-};
+use crate::{Error, Result, cli::Context, console, foreground::Foreground, shim, signals::Signals, stdio};
 
 /// `create`.
 pub(crate) fn create(context: &Context, id: &str, args: &CreateArgs) -> Result<ExitCode> {

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use agent_api::WindowSize;
+use cmdline::runtime::ExecArgs;
 use oci_spec::runtime::Process;
 use sandbox::{
     client::Client,
@@ -15,7 +16,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    cli::{Context, ExecArgs},
+    cli::Context,
     console,
     foreground::Foreground,
     process_spec::{self, Changes},

@@ -93,7 +93,7 @@ const MODELS: [Model; 3] = [
 const TCG_X86_64: &str = "max,la57=off,erms=off,fsrm=off,level-func7=0";
 
 /// `no_timer_check`: that the timer's interrupt arrives needs no proof by waiting for ten of them, which is 12 million; KVM's guests know
-/// that by themselves. `noreplace-smp`: a lone CPU's kernel would take the lock prefixes out of its code and put them back when a second
+/// that by themselves. It fails, too, where the emulator gets no processor time meanwhile. `noreplace-smp`: a lone CPU's kernel would take the lock prefixes out of its code and put them back when a second
 /// one is plugged; emulated, the prefix costs nothing. 6 million. `disable_mtrr_trim`: no memory of a virtual machine is
 /// uncached. 1 million.
 const TCG_PC: &str = "no_timer_check noreplace-smp disable_mtrr_trim";

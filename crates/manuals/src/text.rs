@@ -1,0 +1,319 @@
+//! What the pages say beyond the definitions of the command line.
+
+/// A part of a section.
+pub enum Block {
+    /// A paragraph.
+    Text(&'static str),
+    /// Something and its explanation.
+    Item(&'static str, &'static str),
+    /// Lines to be typed, or to be seen.
+    Code(&'static str),
+}
+
+/// A section of a page. One called DESCRIPTION replaces the generated one, and stands first.
+pub struct Section {
+    /// In capitals.
+    pub title: &'static str,
+    /// What it consists of.
+    pub blocks: &'static [Block],
+}
+
+/// What the page of one command says.
+pub struct Extra {
+    /// The command; empty for the program itself.
+    pub command: &'static str,
+    /// Its sections, in their order.
+    pub sections: &'static [Section],
+}
+
+use Block::{Code, Item, Text};
+
+const fn section(title: &'static str, blocks: &'static [Block]) -> Section {
+    Section { title, blocks }
+}
+
+const fn examples(blocks: &'static [Block]) -> Section {
+    section("EXAMPLES", blocks)
+}
+
+/// Most commands.
+const PLAIN_STATUS: Section = section(
+    "EXIT STATUS",
+    &[Item("0", "The command did what it was asked."), Item("1", "It did not; a message says why and what to do.")],
+);
+
+/// `kata-runtime`.
+pub const RUNTIME: &[Extra] = &[
+    Extra {
+        command: "",
+        sections: &[
+            section(
+                "DESCRIPTION",
+                &[
+                    Text(
+                        "kata-runtime runs containers as the runtime specification of the Open Container Initiative describes them, each in a virtual machine with a Linux kernel of its own. It takes runc's commands and options, and gives runc's output and exit codes.",
+                    ),
+                    Text(
+                        "A bundle is a directory with a config.json and a root file system. kata-runtime spec writes a config.json to start from.",
+                    ),
+                    Text(
+                        "Where KVM works the virtual machine runs on it. Elsewhere QEMU emulates the machine, and a warning says so. What a virtual machine cannot honour, such as sharing the host's network, is refused before anything is started.",
+                    ),
+                    Text(
+                        "kata-shim is the same program under another name: the host process that stands for one process of a detached container. Nobody calls it by hand.",
+                    ),
+                ],
+            ),
+            section(
+                "EXIT STATUS",
+                &[
+                    Item("0", "The command did what it was asked."),
+                    Item("1", "It did not; a message on standard error, or in the file that --log names, says why."),
+                    Item("3", "There is no such command."),
+                    Item("255", "exec started no process."),
+                    Item(
+                        "another",
+                        "run and exec in the foreground end as the container's process did: with its exit code, or with 128 and the number of the signal that killed it.",
+                    ),
+                ],
+            ),
+            section(
+                "ENVIRONMENT",
+                &[
+                    Item("KATA_CONF_FILE", "The configuration file, unless --config names one."),
+                    Item("PATH", "QEMU is looked for here unless a QEMU of Kata's own is installed."),
+                ],
+            ),
+            section(
+                "FILES",
+                &[
+                    Item(
+                        "/etc/kata-containers/configuration.toml",
+                        "The configuration. None is needed. If it does not exist, the same below /usr/share/defaults/kata-containers and /opt/kata/share/defaults/kata-containers is looked for.",
+                    ),
+                    Item(
+                        "config.d/*.toml",
+                        "Beside the configuration: read after it, in the order of their names; a later file's key replaces an earlier one's.",
+                    ),
+                    Item(
+                        "/usr/share/kata-containers/vmlinux.container",
+                        "The guest kernel. Looked for in share/kata-containers beside the program's bin directory first.",
+                    ),
+                    Item("/usr/share/kata-containers/kata-containers-initrd.img", "The guest image, likewise."),
+                    Item(
+                        "/usr/lib/kata-containers/qemu/bin/qemu-system-x86_64",
+                        "A QEMU of Kata's own, if it is installed. Preferred to the distribution's.",
+                    ),
+                    Item("/run/kata-runtime", "The state of containers, unless --root names another directory."),
+                ],
+            ),
+            examples(&[
+                Text("A shell in a virtual machine, in a bundle whose root file system is in bundle/rootfs:"),
+                Code("kata-runtime spec --bundle bundle\nkata-runtime run --bundle bundle demo"),
+                Text("A container in the background, a second process in it, and its end:"),
+                Code(
+                    "kata-runtime run --detach --bundle bundle demo\nkata-runtime exec demo uname -r\nkata-runtime delete --force demo",
+                ),
+            ]),
+        ],
+    },
+    Extra {
+        command: "create",
+        sections: &[
+            section(
+                "DESCRIPTION",
+                &[Text(
+                    "Starts the virtual machine and prepares the container in it, without running its first process: that is what start does. Standard input, output and error of this command become the container's.",
+                )],
+            ),
+            PLAIN_STATUS,
+            examples(&[Code("kata-runtime create --bundle bundle --pid-file demo.pid demo\nkata-runtime start demo")]),
+        ],
+    },
+    Extra {
+        command: "run",
+        sections: &[
+            section(
+                "DESCRIPTION",
+                &[Text(
+                    "Creates a container and runs it. In the foreground, standard input, output and error are the container's, signals are passed on to it, and the container is deleted when it has ended.",
+                )],
+            ),
+            section(
+                "EXIT STATUS",
+                &[Text(
+                    "The container's exit code, or 128 and the number of the signal that killed it; with --detach 0. 1 if it could not be run.",
+                )],
+            ),
+            examples(&[Code("kata-runtime run --bundle bundle demo\nkata-runtime run --detach --bundle bundle demo")]),
+        ],
+    },
+    Extra {
+        command: "start",
+        sections: &[
+            PLAIN_STATUS,
+            examples(&[Code("kata-runtime create --bundle bundle demo\nkata-runtime start demo")]),
+        ],
+    },
+    Extra {
+        command: "state",
+        sections: &[
+            section(
+                "DESCRIPTION",
+                &[Text(
+                    "Prints the container's state as JSON: its name, its status (created, running, paused or stopped), its bundle, and the pid of the host process that stands for it.",
+                )],
+            ),
+            PLAIN_STATUS,
+            examples(&[Code("kata-runtime state demo")]),
+        ],
+    },
+    Extra {
+        command: "kill",
+        sections: &[
+            PLAIN_STATUS,
+            examples(&[Code("kata-runtime kill demo\nkata-runtime kill demo KILL\nkata-runtime kill --all demo 9")]),
+        ],
+    },
+    Extra {
+        command: "delete",
+        sections: &[
+            section(
+                "DESCRIPTION",
+                &[Text(
+                    "Removes a stopped container, its virtual machine and every trace of them on the host. With --force a running one is killed first, and what does not exist is no error.",
+                )],
+            ),
+            PLAIN_STATUS,
+            examples(&[Code("kata-runtime delete demo\nkata-runtime delete --force demo")]),
+        ],
+    },
+    Extra {
+        command: "exec",
+        sections: &[
+            section(
+                "DESCRIPTION",
+                &[Text(
+                    "Runs another process in a running container. In the foreground it reads ahead on standard input; in a loop that reads a file, give it </dev/null.",
+                )],
+            ),
+            section(
+                "EXIT STATUS",
+                &[Text(
+                    "The process's exit code, or 128 and the number of the signal that killed it; with --detach 0. 255 if no process was started.",
+                )],
+            ),
+            examples(&[
+                Code("kata-runtime exec demo ps -ef\nkata-runtime exec --tty --user 1000:1000 --cwd /tmp demo sh"),
+                Text("Options after the container's name belong to the command:"),
+                Code("kata-runtime exec demo ls --all -d /"),
+            ]),
+        ],
+    },
+    Extra {
+        command: "ps",
+        sections: &[
+            section(
+                "DESCRIPTION",
+                &[Text("Lists the processes of a container by the pids that they have in the guest.")],
+            ),
+            PLAIN_STATUS,
+            examples(&[Code(
+                "kata-runtime ps demo\nkata-runtime ps demo -o pid,args\nkata-runtime ps --format json demo",
+            )]),
+        ],
+    },
+    Extra {
+        command: "list",
+        sections: &[PLAIN_STATUS, examples(&[Code("kata-runtime list\nkata-runtime list --format json")])],
+    },
+    Extra { command: "pause", sections: &[PLAIN_STATUS, examples(&[Code("kata-runtime pause demo")])] },
+    Extra { command: "resume", sections: &[PLAIN_STATUS, examples(&[Code("kata-runtime resume demo")])] },
+    Extra {
+        command: "spec",
+        sections: &[
+            section(
+                "DESCRIPTION",
+                &[Text(
+                    "Writes a config.json that runs a shell in the root file system rootfs beside it. A file that exists is not replaced.",
+                )],
+            ),
+            PLAIN_STATUS,
+            examples(&[Code("mkdir -p bundle/rootfs\nkata-runtime spec --bundle bundle")]),
+        ],
+    },
+    Extra { command: "features", sections: &[PLAIN_STATUS, examples(&[Code("kata-runtime features")])] },
+    Extra { command: "version", sections: &[PLAIN_STATUS, examples(&[Code("kata-runtime version")])] },
+];
+
+/// What programs of the build side answer.
+const BUILD_STATUS: Section = section(
+    "EXIT STATUS",
+    &[
+        Item("0", "What was asked for is there."),
+        Item("1", "It is not; a message on standard error says why and what to do. Nothing half-made is left."),
+        Item("2", "The command line is not understood."),
+    ],
+);
+
+/// Where programs of the build side keep things.
+const BUILD_ENVIRONMENT: Section = section(
+    "ENVIRONMENT",
+    &[
+        Item(
+            "KATA_CACHE",
+            "The directory for what was downloaded and built; by default kata in the user's cache directory.",
+        ),
+        Item(
+            "SOURCE_DATE_EPOCH",
+            "The time that what is built carries, in seconds since 1970; by default that of its source.",
+        ),
+    ],
+);
+
+/// `kata-kernel`.
+pub const KERNEL: &[Extra] = &[
+    Extra {
+        command: "",
+        sections: &[
+            section(
+                "DESCRIPTION",
+                &[
+                    Text(
+                        "kata-kernel builds the kernel of Kata Containers' virtual machines from source: everything that a container workload needs is built in, there are no modules, and nothing else is there.",
+                    ),
+                    Text(
+                        "Configuration fragments name the options that are wanted. They are laid over a configuration in which everything is off. Every option must have survived, or nothing is built and all that were lost are listed.",
+                    ),
+                ],
+            ),
+            BUILD_STATUS,
+            BUILD_ENVIRONMENT,
+            section(
+                "FILES",
+                &[
+                    Item("kernel/sources.toml", "The version that is built, and its checksum."),
+                    Item("kernel/fragments/*.conf", "The options for every architecture; those for one are in arch/."),
+                    Item("guest-kernel/ARCH/", "In the cache: the result, unless --output names another directory."),
+                ],
+            ),
+            examples(&[Code("kata-kernel build\nkata-kernel build --arch aarch64")]),
+        ],
+    },
+    Extra {
+        command: "build",
+        sections: &[
+            BUILD_STATUS,
+            examples(&[
+                Code("kata-kernel build --jobs 2"),
+                Text("Another version, with options of one's own:"),
+                Code("kata-kernel build --source linux-7.3.tar.xz --fragment mine.conf --output out"),
+            ]),
+        ],
+    },
+    Extra {
+        command: "config",
+        sections: &[BUILD_STATUS, examples(&[Code("kata-kernel config --arch aarch64 | grep VIRTIO")])],
+    },
+    Extra { command: "fetch", sections: &[BUILD_STATUS, examples(&[Code("kata-kernel fetch --locked")])] },
+];
