@@ -28,7 +28,7 @@ const SILENCE: Duration = Duration::from_secs(1800);
 /// Configuration says nothing while it works.
 const CONFIGURING: Duration = Duration::from_secs(600);
 /// What the objects of one architecture take at most.
-const OBJECTS: u64 = 3 << 29;
+const OBJECTS: u64 = 1 << 30;
 /// Lines of make's output that a failure shows.
 const SHOWN: usize = 20;
 /// For a first estimate of make's steps: so many for each option that is on.
