@@ -98,18 +98,17 @@ fn processes_of(lab: &Lab) -> Vec<String> {
 }
 
 /// A repository whose server takes the call and never answers.
-#[test]
-fn an_interrupt_while_a_package_manager_waits_ends_everything() {
-    if !have(&[("dnf", "dnf"), ("rpm", "rpm")]) || !have_root() {
+fn interrupted(source: &str, manager: &str) {
+    if !have(&[(manager, manager), ("rpm", "rpm")]) || !have_root() {
         return;
     }
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/", server.local_addr().unwrap());
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         let lab = Lab::new();
-        let mut command = lab.command(&["--source", "fedora", "--arch", "x86_64", "--repository", &url]);
+        let mut command = lab.command(&["--source", source, "--repository", &url]);
         let child = command.stderr(Stdio::piped()).spawn().unwrap();
-        // It has called: so dnf runs, in its namespaces.
+        // It has called: so the package manager runs, in its namespaces.
         let (_call, _) = server.accept().unwrap();
         assert_ne!(processes_of(&lab), [""; 0]);
         kill_process(Pid::from_child(&child), signal).unwrap();
@@ -119,6 +118,16 @@ fn an_interrupt_while_a_package_manager_waits_ends_everything() {
         lab.is_clean();
         assert_eq!(processes_of(&lab), [""; 0]);
     }
+}
+
+#[test]
+fn an_interrupt_while_dnf_waits_ends_everything() {
+    interrupted("fedora", "dnf");
+}
+
+#[test]
+fn an_interrupt_while_mmdebstrap_waits_ends_everything() {
+    interrupted("debian", "mmdebstrap");
 }
 
 /// Wherever it is interrupted, either it was done or nothing is left.
