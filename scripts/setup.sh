@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that building and running need, and unpacks what a guest boots from into the cache.
-# Usage: setup.sh run|test|lint. Quick when nothing is missing; can be interrupted and repeated.
+# Usage: setup.sh run|test|lint|aarch64. Quick when nothing is missing; can be interrupted and repeated.
 . "$(dirname "$0")/lib.sh"
 
 purpose=${1:-run}
@@ -17,7 +17,14 @@ case $purpose in
 run) ;;
 test) packages+=("runc: the reference that the tests and the bench compare with") ;;
 lint) packages+=("shellcheck: checks the scripts") ;;
-*) fail "usage: setup.sh run|test|lint" ;;
+aarch64)
+    packages+=(
+        "qemu-system-arm: the virtual machine of a foreign architecture"
+        "gcc-aarch64-linux-gnu: links the agent for it"
+        "libc6-dev-arm64-cross: its C library, linked statically"
+    )
+    ;;
+*) fail "usage: setup.sh run|test|lint|aarch64" ;;
 esac
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
@@ -35,12 +42,12 @@ update_lists() {
 # A machine with qemu-utils from the backports cannot install the release's QEMU beside it. The backports' QEMU is then taken,
 # with package lists of our own, so that /etc/apt stays as it is.
 install_qemu_from_backports() {
-    local dir=$cache/backports mirror codename
+    local package=$1 dir=$cache/backports mirror codename
     codename=$(. /etc/os-release && printf '%s' "$VERSION_CODENAME")
     # shellcheck disable=SC2016 # the $ is apt's
     mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' "Codename: $codename")
     mirror=${mirror%%$'\n'*}
-    [ -n "$mirror" ] || fail "apt's sources name no mirror of Debian $codename; install qemu-system-x86 by hand"
+    [ -n "$mirror" ] || fail "apt's sources name no mirror of Debian $codename; install $package by hand"
     say "QEMU: the release's conflicts with the qemu-utils that are installed; taking $codename-backports'"
     mkdir -p "$dir/parts" "$dir/lists/partial"
     cat >"$dir/parts/backports.sources" <<SOURCES
@@ -52,7 +59,7 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 SOURCES
     local own=(-o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$dir/parts" -o "Dir::State::lists=$dir/lists")
     quietly apt "${own[@]}" update
-    quietly apt "${own[@]}" install -y --no-remove --no-install-recommends -t "$codename-backports" qemu-system-x86
+    quietly apt "${own[@]}" install -y --no-remove --no-install-recommends -t "$codename-backports" "$package"
 }
 
 install_packages() {
@@ -69,8 +76,8 @@ install_packages() {
     update_lists
     for name in "${missing[@]}"; do
         say "installing $name (apt-get install)"
-        if [ "$name" = qemu-system-x86 ] && ! apt install -s --no-remove --no-install-recommends "$name" >/dev/null 2>&1; then
-            install_qemu_from_backports
+        if [[ $name = qemu-system-* ]] && ! apt install -s --no-remove --no-install-recommends "$name" >/dev/null 2>&1; then
+            install_qemu_from_backports "$name"
         else
             quietly apt install -y --no-remove --no-install-recommends "$name"
         fi
@@ -89,3 +96,6 @@ fi
 lock_cache
 "$top/scripts/kernel.sh"
 "$top/scripts/rootfs.sh"
+if [ "$purpose" = aarch64 ]; then
+    "$top/scripts/rootfs.sh" aarch64
+fi
