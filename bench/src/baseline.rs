@@ -80,11 +80,12 @@ pub fn boot(config: &config::Config, kernel: &Path, memory_mib: u64) -> Result<D
     let initrd = dir.path().join("initrd");
     let contents = osbuilder::Contents { agent: &program, modules_directory: None, modules: &[] };
     osbuilder::initrd(&contents, &initrd).map_err(|e| e.to_string())?;
-    let files = config.qemu.locate().map_err(|e| e.to_string())?;
+    let arch = hypervisor::Arch::of_kernel(kernel).map_err(|e| e.to_string())?;
+    let path = config.qemu.locate_program(arch.qemu_program(), arch.qemu_package()).map_err(|e| e.to_string())?;
     let choice =
-        hypervisor::choose_accelerator(hypervisor::Accelerator::Auto, dir.path()).map_err(|e| e.to_string())?;
+        hypervisor::choose_accelerator(hypervisor::Accelerator::Auto, arch, dir.path()).map_err(|e| e.to_string())?;
     let accelerator = if choice.kvm { hypervisor::Accelerator::Kvm } else { hypervisor::Accelerator::Tcg };
-    let qemu = Qemu::new(QemuConfig { path: files.qemu, machine_type: None, accelerator });
+    let qemu = Qemu::new(QemuConfig { path, machine_type: None, accelerator });
     let machine = VmConfig {
         kernel: kernel.into(),
         initrd,

@@ -19,7 +19,7 @@
 //! # Files named by the configuration
 //!
 //! QEMU, the guest kernel and the initrd are not looked for while loading, so that `delete` or `state` work on a machine
-//! where they are missing; [`Qemu::locate`] does it, and its error names every place.
+//! where they are missing; [`Qemu::locate_guest`] and [`Qemu::locate_program`] do it, and their errors name every place.
 
 mod file;
 mod locate;
@@ -33,7 +33,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use locate::BootFiles;
+pub use locate::GuestFiles;
 
 /// Where the configuration is looked for, in this order.
 pub const SEARCHED: [&str; 3] = [
@@ -61,11 +61,11 @@ pub struct Config {
 /// Table `[hypervisor.qemu]`: the virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Qemu {
-    /// `path`: the QEMU program, absolute. `None`: found by [`Qemu::locate`].
+    /// `path`: the QEMU program, absolute. `None`: found by [`Qemu::locate_program`].
     pub path: Option<PathBuf>,
-    /// `kernel`: the guest kernel, absolute. `None`: found by [`Qemu::locate`].
+    /// `kernel`: the guest kernel, absolute. `None`: found by [`Qemu::locate_guest`].
     pub kernel: Option<PathBuf>,
-    /// `initrd`: the guest image, absolute. `None`: found by [`Qemu::locate`].
+    /// `initrd`: the guest image, absolute. `None`: found by [`Qemu::locate_guest`].
     pub initrd: Option<PathBuf>,
     /// `kernel_params`: appended to the guest's kernel command line. One line of printable ASCII, at most
     /// [`MAX_KERNEL_PARAMS`] bytes. Default: empty.

@@ -10,11 +10,9 @@ use std::{
 
 use crate::{Error, Qemu};
 
-/// What a virtual machine boots with; every path is absolute and existed when it was looked for.
+/// What a guest boots from; every path is absolute and existed when it was looked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BootFiles {
-    /// The QEMU program.
-    pub qemu: PathBuf,
+pub struct GuestFiles {
     /// The guest kernel.
     pub kernel: PathBuf,
     /// The guest image.
@@ -33,34 +31,30 @@ const SHARES: [&str; 3] =
 const PROGRAMS: [&str; 3] = ["/usr/bin", "/usr/local/bin", "/opt/kata/bin"];
 
 impl Qemu {
-    /// Finds the files to boot with. A configured path is taken as it is. Otherwise QEMU is searched for in `PATH` and
-    /// the usual directories of programs, kernel and image in `../share/kata-containers` as seen from this program's real
-    /// path and the usual places.
+    /// Finds what the guest boots from. A configured path is taken as it is. Otherwise kernel and image are looked for in
+    /// `../share/kata-containers` as seen from this program's real path, and in the usual places.
     ///
     /// # Errors
     /// [`Error::Missing`] for the first that does not exist.
-    pub fn locate(&self) -> Result<BootFiles, Error> {
-        let here = env::current_exe().ok();
-        self.locate_from(here.as_deref(), &env::var_os("PATH").unwrap_or_default())
+    pub fn locate_guest(&self) -> Result<GuestFiles, Error> {
+        self.locate_guest_from(env::current_exe().ok().as_deref())
     }
 
-    fn locate_from(&self, program: Option<&Path>, path: &OsStr) -> Result<BootFiles, Error> {
+    /// Finds the QEMU program: the configured one, or else `name` in `PATH` and the usual directories of programs. `package` is
+    /// what Debian has it in, for the error.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if it does not exist.
+    pub fn locate_program(&self, name: &str, package: &str) -> Result<PathBuf, Error> {
+        self.locate_program_from(name, package, &env::var_os("PATH").unwrap_or_default())
+    }
+
+    fn locate_guest_from(&self, program: Option<&Path>) -> Result<GuestFiles, Error> {
         let own = program.and_then(|program| Some(program.parent()?.parent()?.join("share/kata-containers")));
         let shares: Vec<PathBuf> = own.into_iter().chain(SHARES.map(PathBuf::from)).collect();
         let in_shares = |name: &str| shares.iter().map(|share| share.join(name)).collect();
-
-        let qemu_name = format!("qemu-system-{}", qemu_architecture(env::consts::ARCH));
-        let mut programs: Vec<PathBuf> = env::split_paths(path).filter(|directory| directory.is_absolute()).collect();
-        for directory in PROGRAMS.map(PathBuf::from) {
-            if !programs.contains(&directory) {
-                programs.push(directory);
-            }
-        }
-        let programs = programs.into_iter().map(|directory| directory.join(&qemu_name)).collect();
-        let no_qemu = "install QEMU (Debian: qemu-system-x86), or set `path` in [hypervisor.qemu]";
         let no_image = |key| format!("install the guest's files (`make install`), or set `{key}` in [hypervisor.qemu]");
-        Ok(BootFiles {
-            qemu: choose("the QEMU program", self.path.as_ref(), programs, "path", no_qemu.into(), is_program)?,
+        Ok(GuestFiles {
             kernel: choose(
                 "the guest kernel",
                 self.kernel.as_ref(),
@@ -78,6 +72,18 @@ impl Qemu {
                 Path::is_file,
             )?,
         })
+    }
+
+    fn locate_program_from(&self, name: &str, package: &str, path: &OsStr) -> Result<PathBuf, Error> {
+        let mut programs: Vec<PathBuf> = env::split_paths(path).filter(|directory| directory.is_absolute()).collect();
+        for directory in PROGRAMS.map(PathBuf::from) {
+            if !programs.contains(&directory) {
+                programs.push(directory);
+            }
+        }
+        let programs = programs.into_iter().map(|directory| directory.join(name)).collect();
+        let remedy = format!("install QEMU (Debian: {package}), or set `path` in [hypervisor.qemu]");
+        choose("the QEMU program", self.path.as_ref(), programs, "path", remedy, is_program)
     }
 }
 
@@ -104,14 +110,6 @@ fn is_program(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
-/// QEMU's name for what Rust calls `architecture`.
-fn qemu_architecture(architecture: &str) -> &str {
-    match architecture {
-        "powerpc64" => "ppc64",
-        same => same,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,21 +124,33 @@ mod tests {
     fn files_are_found_beside_the_program_and_qemu_in_path() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
-        let qemu = at(&format!("q/qemu-system-{}", env::consts::ARCH));
+        let qemu = at("q/qemu-system-z");
         executable(&qemu);
         fs::create_dir_all(at("share/kata-containers")).unwrap();
         fs::write(at("share/kata-containers/vmlinux.container"), "").unwrap();
         fs::write(at("share/kata-containers/kata-containers-initrd.img"), "").unwrap();
-        let found = Qemu::default().locate_from(Some(&at("bin/kata-runtime")), at("q").as_os_str()).unwrap();
-        assert_eq!(found.qemu, qemu);
+        let found = Qemu::default().locate_guest_from(Some(&at("bin/kata-runtime"))).unwrap();
         assert_eq!(found.kernel, at("share/kata-containers/vmlinux.container"));
         assert_eq!(found.initrd, at("share/kata-containers/kata-containers-initrd.img"));
+        let found = Qemu::default().locate_program_from("qemu-system-z", "qemu-z", at("q").as_os_str()).unwrap();
+        assert_eq!(found, qemu);
+    }
+
+    #[test]
+    fn a_missing_program_names_its_package() {
+        let error = Qemu::default().locate_program_from("qemu-system-z", "qemu-z", OsStr::new("/n")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the QEMU program was not found: looked at /n/qemu-system-z, /usr/bin/qemu-system-z, \
+             /usr/local/bin/qemu-system-z, /opt/kata/bin/qemu-system-z; install QEMU (Debian: qemu-z), or set `path` in \
+             [hypervisor.qemu]"
+        );
     }
 
     #[test]
     fn a_configured_path_is_the_only_one_looked_at() {
         let qemu = Qemu { path: Some("/nowhere/qemu".into()), ..Qemu::default() };
-        let error = qemu.locate_from(None, OsStr::new("/usr/bin")).unwrap_err().to_string();
+        let error = qemu.locate_program_from("q", "p", OsStr::new("/usr/bin")).unwrap_err().to_string();
         assert_eq!(
             error,
             "the QEMU program was not found: looked at /nowhere/qemu; correct `path` in [hypervisor.qemu]"
@@ -150,10 +160,8 @@ mod tests {
     #[test]
     fn a_missing_kernel_names_every_place_and_the_remedy() {
         let directory = tempfile::tempdir().unwrap();
-        let program = directory.path().join("bin/kata-runtime");
-        executable(&program);
-        let qemu = Qemu { path: Some(program.clone()), kernel: Some(directory.path().join("k")), ..Qemu::default() };
-        let error = qemu.locate_from(Some(&program), OsStr::new("")).unwrap_err().to_string();
+        let qemu = Qemu { kernel: Some(directory.path().join("k")), ..Qemu::default() };
+        let error = qemu.locate_guest_from(None).unwrap_err().to_string();
         assert!(error.contains("correct `kernel`"), "{error}");
         let looked =
             choose("the guest kernel", None, vec!["/a/k".into(), "/b/k".into()], "kernel", "do".into(), |_| false);

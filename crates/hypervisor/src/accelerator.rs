@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use crate::{Error, Result, kvm};
+use crate::{Arch, Error, Result, kvm};
 
 /// What shall execute the guest's code.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,7 +36,7 @@ const DEVICE: &str = "/dev/kvm";
 /// Name, in the directory for the cache, of the file that remembers the outcome.
 const CACHE: &str = "kvm-probe";
 
-/// Decides between KVM and TCG.
+/// Decides between KVM and TCG for a guest of an architecture: another than the host's can only be emulated.
 ///
 /// Opening `/dev/kvm` proves little: hosts exist where it opens and every real guest dies. So a guest of a few instructions is
 /// run in a process of its own, which takes a few milliseconds and at most three seconds where KVM hangs. Unless it may pass, like a lack of permission, the outcome is kept in the file `kvm-probe` of `cache_dir`
@@ -48,15 +48,28 @@ const CACHE: &str = "kvm-probe";
 ///
 /// # Errors
 /// [`Error::NoKvm`] if `wanted` is [`Accelerator::Kvm`] and it does not work.
-pub fn choose_accelerator(wanted: Accelerator, cache_dir: &Path) -> Result<Choice> {
+pub fn choose_accelerator(wanted: Accelerator, guest: Arch, cache_dir: &Path) -> Result<Choice> {
     if wanted == Accelerator::Tcg {
         return Ok(Choice { kvm: false, warning: None });
+    }
+    if !guest.is_host() {
+        let reason = format!("the guest kernel is for {guest}, this host's processor is {}", std::env::consts::ARCH);
+        return match wanted {
+            Accelerator::Kvm => Err(Error::NoKvm { reason }),
+            _ => Ok(Choice { kvm: false, warning: Some(foreign_warning(&reason)) }),
+        };
     }
     match (kvm_works(cache_dir), wanted) {
         (Ok(()), _) => Ok(Choice { kvm: true, warning: None }),
         (Err(reason), Accelerator::Kvm) => Err(Error::NoKvm { reason }),
         (Err(reason), _) => Ok(Choice { kvm: false, warning: Some(warning(&reason)) }),
     }
+}
+
+fn foreign_warning(reason: &str) -> String {
+    format!(
+        "{reason}: it is emulated, which is many times slower. Set accelerator to \"tcg\" to emulate without this warning"
+    )
 }
 
 fn warning(reason: &str) -> String {
@@ -141,15 +154,30 @@ mod tests {
     #[test]
     fn the_choice_agrees_with_the_probe() {
         let nowhere = Path::new("/nonexistent");
-        assert_eq!(choose_accelerator(Accelerator::Tcg, nowhere).unwrap(), Choice { kvm: false, warning: None });
-        let choice = choose_accelerator(Accelerator::Auto, nowhere).unwrap();
+        assert_eq!(
+            choose_accelerator(Accelerator::Tcg, Arch::HOST.unwrap(), nowhere).unwrap(),
+            Choice { kvm: false, warning: None }
+        );
+        let choice = choose_accelerator(Accelerator::Auto, Arch::HOST.unwrap(), nowhere).unwrap();
         assert_eq!(choice.kvm, choice.warning.is_none());
-        match choose_accelerator(Accelerator::Kvm, nowhere) {
+        match choose_accelerator(Accelerator::Kvm, Arch::HOST.unwrap(), nowhere) {
             Ok(found) => assert!(found.kvm && choice.kvm),
             Err(error) => {
                 eprintln!("{error}");
                 assert!(choice.warning.unwrap().contains("KVM cannot be used: "));
             }
         }
+    }
+
+    #[test]
+    fn a_foreign_guest_is_emulated_and_the_user_told() {
+        let foreign = if Arch::Aarch64.is_host() { Arch::X86_64 } else { Arch::Aarch64 };
+        let nowhere = Path::new("/nonexistent");
+        let choice = choose_accelerator(Accelerator::Auto, foreign, nowhere).unwrap();
+        let warning = choice.warning.unwrap();
+        assert!(!choice.kvm && warning.starts_with(&format!("the guest kernel is for {foreign}, ")), "{warning}");
+        assert_eq!(choose_accelerator(Accelerator::Tcg, foreign, nowhere).unwrap().warning, None);
+        let error = choose_accelerator(Accelerator::Kvm, foreign, nowhere).unwrap_err().to_string();
+        assert!(error.starts_with("KVM cannot be used: the guest kernel is for "), "{error}");
     }
 }

@@ -50,6 +50,7 @@
 //! wait for ever, and what is shown of them is stripped of control characters.
 
 mod accelerator;
+mod arch;
 mod error;
 mod exit;
 mod image;
@@ -68,6 +69,7 @@ use std::{
 use tokio::net::UnixStream;
 
 pub use accelerator::{Accelerator, Choice, choose_accelerator};
+pub use arch::Arch;
 pub use error::Error;
 pub use exit::{ExitCause, ExitReason};
 pub use qemu::{Qemu, QemuConfig};
@@ -81,7 +83,8 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// A virtual machine to be made, in terms every hypervisor understands.
 #[derive(Debug)]
 pub struct VmConfig {
-    /// The guest kernel: on x86_64 an ELF `vmlinux` with a PVH entry, which boots fastest, or a `bzImage`.
+    /// The guest kernel, which also decides the guest's architecture ([`Arch::of_kernel`]): for x86_64 an ELF `vmlinux` with a PVH entry,
+    /// which boots fastest, or a `bzImage`; for aarch64 an `Image` or `Image.gz`.
     pub kernel: PathBuf,
     /// The initial RAM disk: a cpio archive in the "newc" format, compressed in a way the kernel knows or not at all.
     pub initrd: PathBuf,

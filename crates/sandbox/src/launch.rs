@@ -15,7 +15,8 @@ use std::{
 };
 
 use agent_api::SeccompFilter;
-use config::{BootFiles, Config};
+use config::Config;
+use hypervisor::Arch;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
@@ -66,7 +67,7 @@ pub(crate) struct Boot {
     pub(crate) begun_ns: u64,
 }
 
-/// [`BootFiles`], as it travels.
+/// What the machine is made of, as it travels.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Files {
     pub(crate) vmm: PathBuf,
@@ -84,11 +85,13 @@ const AFTER_BOOT: Duration = Duration::from_secs(60);
 pub fn launch(launch: Launch<'_>) -> Result<Running> {
     let Launch { store, id, bundle, config, stdio, start, begun_ns, warn } = launch;
     store.check_free(id)?;
-    let files = config.qemu.locate()?;
-    let kvm = daemon::choose_accelerator(config, warn)?;
-    let files = Files::from(files);
+    let guest = config.qemu.locate_guest()?;
+    let arch = Arch::of_kernel(&guest.kernel)?;
+    let vmm = config.qemu.locate_program(arch.qemu_program(), arch.qemu_package())?;
+    let kvm = daemon::choose_accelerator(config, arch, warn)?;
+    let files = Files { vmm, kernel: guest.kernel, initrd: guest.initrd };
     daemon::check(config, &files, kvm)?;
-    let Translated { spec, seccomp, shares, trees } = translate(id, bundle)?;
+    let Translated { spec, seccomp, shares, trees } = translate(id, bundle, arch)?;
     let demand = demand(&spec, &config.qemu);
 
     let dir = store.reserve(id)?;
@@ -120,12 +123,6 @@ pub fn launch(launch: Launch<'_>) -> Result<Running> {
             }
             Err(error)
         }
-    }
-}
-
-impl From<BootFiles> for Files {
-    fn from(files: BootFiles) -> Self {
-        Self { vmm: files.qemu, kernel: files.kernel, initrd: files.initrd }
     }
 }
 

@@ -1,11 +1,12 @@
 //! Compiling an OCI seccomp profile into the filter that the agent installs.
 //!
-//! libseccomp does it, here on the host, so that the guest needs neither the library nor its tables. Host and guest are of the
-//! same architecture.
+//! libseccomp does it, here on the host, so that the guest needs neither the library nor its tables. It compiles for the guest's
+//! architecture, which need not be the host's.
 
 use std::io::{Read, Seek, SeekFrom};
 
 use agent_api::SeccompFilter;
+use hypervisor::Arch as Guest;
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator,
@@ -19,15 +20,25 @@ const MAX_INSTRUCTIONS: usize = 4096;
 const DEFAULT_ERRNO: u32 = 1;
 
 /// Compiles; the error says what is wrong with which part of the profile.
-pub(crate) fn compile(profile: &LinuxSeccomp) -> Compiled<SeccompFilter> {
+pub(crate) fn compile(profile: &LinuxSeccomp, guest: Guest) -> Compiled<SeccompFilter> {
     let failed = |what: &str| {
         let what = what.to_owned();
         move |e: libseccomp::error::SeccompError| format!("{what}: {e}")
     };
     let default = action(profile.default_action(), profile.default_errno_ret())?;
     let mut context = ScmpFilterContext::new_filter(default).map_err(failed("defaultAction"))?;
+    let family = family(guest);
+    if !guest.is_host() {
+        // A new filter is for the host.
+        context
+            .add_arch(family[0])
+            .and_then(|_| context.remove_arch(ScmpArch::Native))
+            .map_err(failed("architecture"))?;
+    }
     for architecture in profile.architectures().iter().flatten() {
-        if let Some(architecture) = arch(*architecture) {
+        // Profiles list every architecture there is, or those of the machine they were made on; one that the guest cannot
+        // execute changes nothing.
+        if let Some(architecture) = arch(*architecture).filter(|arch| family.contains(arch)) {
             context.add_arch(architecture).map_err(failed("architectures"))?;
         }
     }
@@ -37,7 +48,8 @@ pub(crate) fn compile(profile: &LinuxSeccomp) -> Compiled<SeccompFilter> {
             continue;
         }
         for name in rule.names() {
-            // A name this kernel's tables lack cannot be called either; runc skips it too.
+            // Numbers are the host's here, and libseccomp translates them by their names.
+            // A name that its tables lack cannot be called either; runc skips it too.
             let Ok(syscall) = ScmpSyscall::from_name(name) else { continue };
             let what = format!("syscalls: {name}");
             for conditions in conditions(rule.args().as_deref().unwrap_or_default()) {
@@ -46,7 +58,7 @@ pub(crate) fn compile(profile: &LinuxSeccomp) -> Compiled<SeccompFilter> {
         }
     }
     let mut program = export(&context)?;
-    if let Some(stub) = unknown_syscalls_stub(profile) {
+    if let Some(stub) = unknown_syscalls_stub(profile, guest) {
         program.splice(0..0, stub);
     }
     if program.len() > MAX_INSTRUCTIONS {
@@ -91,9 +103,18 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Compiled<ScmpAction
     })
 }
 
+/// What a guest's processor executes, the guest's own architecture first.
+fn family(guest: Guest) -> &'static [ScmpArch] {
+    match guest {
+        Guest::X86_64 => &[ScmpArch::X8664, ScmpArch::X86, ScmpArch::X32],
+        Guest::Aarch64 => &[ScmpArch::Aarch64, ScmpArch::Arm],
+        Guest::Ppc64le => &[ScmpArch::Ppc64Le],
+        Guest::S390x => &[ScmpArch::S390X, ScmpArch::S390],
+    }
+}
+
 fn arch(architecture: Arch) -> Option<ScmpArch> {
     Some(match architecture {
-        Arch::ScmpArchNative => ScmpArch::Native,
         Arch::ScmpArchX86 => ScmpArch::X86,
         Arch::ScmpArchX86_64 => ScmpArch::X8664,
         Arch::ScmpArchX32 => ScmpArch::X32,
@@ -103,7 +124,6 @@ fn arch(architecture: Arch) -> Option<ScmpArch> {
         Arch::ScmpArchS390 => ScmpArch::S390,
         Arch::ScmpArchS390x => ScmpArch::S390X,
         Arch::ScmpArchRiscv64 => ScmpArch::Riscv64,
-        // Profiles list every architecture there is; one that this machine cannot execute changes nothing.
         _ => return None,
     })
 }
@@ -152,7 +172,7 @@ fn export(context: &ScmpFilterContext) -> Compiled<Vec<(u16, u8, u8, u32)>> {
 /// C libraries probe for a new call and fall back on ENOSYS; a profile written before the call existed would answer
 /// EPERM, which they take for an answer. runc does the same, for the same profiles: those that deny by default
 /// without naming an `errno`.
-fn unknown_syscalls_stub(profile: &LinuxSeccomp) -> Option<Vec<(u16, u8, u8, u32)>> {
+fn unknown_syscalls_stub(profile: &LinuxSeccomp, guest: Guest) -> Option<Vec<(u16, u8, u8, u32)>> {
     if profile.default_action() != LinuxSeccompAction::ScmpActErrno || profile.default_errno_ret().is_some() {
         return None;
     }
@@ -161,11 +181,11 @@ fn unknown_syscalls_stub(profile: &LinuxSeccomp) -> Option<Vec<(u16, u8, u8, u32
         .iter()
         .flatten()
         .flat_map(|rule| rule.names())
-        .filter_map(|name| ScmpSyscall::from_name(name).ok())
+        .filter_map(|name| ScmpSyscall::from_name_by_arch(name, family(guest)[0]).ok())
         .map(i32::from)
         .max()
         .and_then(|number| u32::try_from(number).ok())?;
-    let native = native_audit_arch()?;
+    let native = audit_arch(guest);
     // seccomp_data: 0 the call's number, 4 the architecture. x32 calls have bit 30 set and are left to the filter.
     const X32_BIT: u32 = 1 << 30;
     const LOAD: u16 = 0x20;
@@ -184,15 +204,13 @@ fn unknown_syscalls_stub(profile: &LinuxSeccomp) -> Option<Vec<(u16, u8, u8, u32
     ])
 }
 
-/// `AUDIT_ARCH_*` of this machine, <linux/audit.h>.
-fn native_audit_arch() -> Option<u32> {
-    match std::env::consts::ARCH {
-        "x86_64" => Some(0xc000_003e),
-        "aarch64" => Some(0xc000_00b7),
-        "riscv64" => Some(0xc000_00f3),
-        "powerpc64" => Some(0xc000_0015),
-        "s390x" => Some(0x8000_0016),
-        _ => None,
+/// `AUDIT_ARCH_*`, <linux/audit.h>.
+fn audit_arch(guest: Guest) -> u32 {
+    match guest {
+        Guest::X86_64 => 0xc000_003e,
+        Guest::Aarch64 => 0xc000_00b7,
+        Guest::Ppc64le => 0xc000_0015,
+        Guest::S390x => 0x8000_0016,
     }
 }
 
@@ -206,9 +224,13 @@ mod tests {
 
     /// Runs a filter as the kernel would, for the instructions libseccomp emits.
     fn run(program: &[(u16, u8, u8, u32)], number: u32, arguments: [u64; 6]) -> u32 {
+        run_on(HOST, program, number, arguments)
+    }
+
+    fn run_on(guest: Guest, program: &[(u16, u8, u8, u32)], number: u32, arguments: [u64; 6]) -> u32 {
         let mut data = [0; 64];
         data[..4].copy_from_slice(&number.to_ne_bytes());
-        data[4..8].copy_from_slice(&native_audit_arch().unwrap().to_ne_bytes());
+        data[4..8].copy_from_slice(&audit_arch(guest).to_ne_bytes());
         for (i, argument) in arguments.iter().enumerate() {
             data[16 + i * 8..24 + i * 8].copy_from_slice(&argument.to_ne_bytes());
         }
@@ -232,6 +254,34 @@ mod tests {
     }
 
     const ALLOW: u32 = 0x7fff_0000;
+    const HOST: Guest = Guest::HOST.unwrap();
+
+    #[test]
+    fn a_filter_is_for_the_guests_architecture() {
+        // Profiles that engines make name the host's architectures.
+        let profile = profile(serde_json::json!({
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+            "syscalls": [
+                {"names": ["openat", "mkdir"], "action": "SCMP_ACT_ALLOW"},
+                {"names": ["personality"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}]},
+            ],
+        }));
+        // <asm-generic/unistd.h>
+        const OPENAT: u32 = 56;
+        const READ: u32 = 63;
+        const PERSONALITY: u32 = 92;
+        let filter = compile(&profile, Guest::Aarch64).unwrap();
+        let run = |number, argument| run_on(Guest::Aarch64, &filter.program, number, [argument, 0, 0, 0, 0, 0]);
+        assert_eq!(run(OPENAT, 0), ALLOW);
+        assert_eq!(run(READ, 0), 0x0005_0000 | 1, "a call of that number is openat's on no other architecture");
+        assert_eq!((run(PERSONALITY, 8), run(PERSONALITY, 9)), (ALLOW, 0x0005_0000 | 1));
+        assert_eq!(run(100_000, 0), 0x0005_0000 | libc::ENOSYS as u32);
+        // The other architecture's calls are not for this filter to allow, whatever their numbers.
+        let filter = compile(&profile, Guest::X86_64).unwrap();
+        assert_eq!(run_on(Guest::X86_64, &filter.program, 257, [0; 6]), ALLOW);
+        assert_ne!(run_on(Guest::Aarch64, &filter.program, OPENAT, [0; 6]), ALLOW);
+    }
 
     #[test]
     fn rules_conditions_and_errors_are_compiled() {
@@ -241,7 +291,7 @@ mod tests {
                 {"names": ["mkdir", "no_such_call"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13},
                 {"names": ["personality"], "action": "SCMP_ACT_KILL_PROCESS", "args": [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}]},
             ],
-        })))
+        })), HOST)
         .unwrap();
         assert_eq!(run(&filter.program, libc::SYS_mkdir as u32, [0; 6]), 0x0005_0000 | 13);
         assert_eq!(run(&filter.program, libc::SYS_getpid as u32, [0; 6]), ALLOW);
@@ -251,10 +301,13 @@ mod tests {
 
     #[test]
     fn a_call_newer_than_the_profile_is_enosys_and_an_old_one_that_is_not_listed_eperm() {
-        let filter = compile(&profile(serde_json::json!({
-            "defaultAction": "SCMP_ACT_ERRNO",
-            "syscalls": [{"names": ["read", "openat2"], "action": "SCMP_ACT_ALLOW"}],
-        })))
+        let filter = compile(
+            &profile(serde_json::json!({
+                "defaultAction": "SCMP_ACT_ERRNO",
+                "syscalls": [{"names": ["read", "openat2"], "action": "SCMP_ACT_ALLOW"}],
+            })),
+            HOST,
+        )
         .unwrap();
         assert_eq!(run(&filter.program, libc::SYS_read as u32, [0; 6]), ALLOW);
         assert_eq!(run(&filter.program, libc::SYS_write as u32, [0; 6]), 0x0005_0000 | 1);
@@ -263,7 +316,7 @@ mod tests {
 
     #[test]
     fn notify_is_refused() {
-        let error = compile(&profile(serde_json::json!({"defaultAction": "SCMP_ACT_NOTIFY"}))).unwrap_err();
+        let error = compile(&profile(serde_json::json!({"defaultAction": "SCMP_ACT_NOTIFY"})), HOST).unwrap_err();
         assert!(error.contains("SCMP_ACT_NOTIFY"));
     }
 }

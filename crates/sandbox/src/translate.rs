@@ -3,6 +3,7 @@
 use std::{os::fd::OwnedFd, path::Path};
 
 use agent_api::{GUEST_SHARED_DIR, SeccompFilter};
+use hypervisor::Arch;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde::{Deserialize, Serialize};
 
@@ -40,7 +41,7 @@ pub(crate) struct Demand {
 const GUEST_OVERHEAD_MIB: u64 = 128;
 
 /// Opens what is shared, in the caller's mount namespace, and rewrites every host path.
-pub(crate) fn translate(id: &str, bundle: &Bundle) -> Result<Translated> {
+pub(crate) fn translate(id: &str, bundle: &Bundle, arch: Arch) -> Result<Translated> {
     let mut spec = bundle.spec.clone();
     let mut shares = vec![Share { name: format!("{id}/rootfs"), read_only: false }];
     let mut trees = vec![open_tree(&bundle.rootfs, true)?];
@@ -80,7 +81,7 @@ pub(crate) fn translate(id: &str, bundle: &Bundle) -> Result<Translated> {
     let mut seccomp = None;
     if let Some(linux) = spec.linux_mut() {
         if let Some(profile) = linux.seccomp() {
-            seccomp = Some(crate::seccomp::compile(profile).map_err(|problem| Error::Bundle {
+            seccomp = Some(crate::seccomp::compile(profile, arch).map_err(|problem| Error::Bundle {
                 file: bundle.dir.join("config.json"),
                 field: "linux.seccomp".into(),
                 problem,

@@ -11,8 +11,8 @@
 //!
 //! # What the machine has
 //!
-//! A q35 without everything that can be left out, and three devices: a serial port for the console, virtio-serial for the
-//! channel, virtio-fs if there is something to share. `args.rs` gives the reason for each argument.
+//! A q35, microvm or (for Arm) virt without everything that can be left out, and three devices: a serial port for the console,
+//! virtio-serial for the channel, virtio-fs if there is something to share. `args/` gives the reason for each argument.
 //!
 //! # KVM and the user id
 //!
@@ -40,9 +40,9 @@ use std::{
 
 use tokio::net::UnixStream;
 
-use self::args::Descriptors;
+use self::args::{Descriptors, Model};
 use crate::{
-    Accelerator, BoxFuture, Capabilities, Error, Hypervisor, Result, Vm, VmConfig, image,
+    Accelerator, Arch, BoxFuture, Capabilities, Error, Hypervisor, Result, Vm, VmConfig, image,
     sys::{
         monotonic_ns,
         spawn::{Confinement, number, spawn},
@@ -57,7 +57,8 @@ pub const MAX_VCPUS: u32 = 255;
 pub struct QemuConfig {
     /// The program, absolute.
     pub path: PathBuf,
-    /// QEMU's name of the machine: `q35` or one of its versions, `pc-q35-…`. `None`: `q35`.
+    /// QEMU's name of the machine. For x86_64 guests `q35` or one of its versions, `pc-q35-…`, or `microvm`; for aarch64 guests
+    /// `virt` or one of its versions, `virt-…`. `None`: the first of these.
     pub machine_type: Option<String>,
     /// What executes the guest's code. [`Accelerator::Auto`] lets QEMU itself try KVM and then TCG; callers should decide by
     /// [`crate::choose_accelerator`], which knows more.
@@ -76,13 +77,24 @@ impl Qemu {
         Self { config }
     }
 
-    fn check_program(&self) -> Result<()> {
+    /// Everything that is told from the kernel: itself, opened, and the machine that runs it.
+    fn check_kernel(&self, kernel: &Path) -> Result<(File, &'static Model)> {
+        let (file, arch) = image::open_kernel(kernel)?;
+        self.check_program(arch)?;
+        Ok((file, Model::find(arch, self.config.machine_type.as_deref())?))
+    }
+
+    fn check_program(&self, arch: Arch) -> Result<()> {
         let path = &self.config.path;
         let fail = |problem: String| Error::File {
             what: "QEMU program",
             path: path.clone(),
             problem,
-            remedy: "install qemu-system-x86 or set path in the configuration to a qemu-system program".into(),
+            remedy: format!(
+                "install {} or set path in the configuration to a {} program",
+                arch.qemu_package(),
+                arch.qemu_program()
+            ),
         };
         let metadata = fs::metadata(path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => fail("does not exist".into()),
@@ -91,7 +103,7 @@ impl Qemu {
         if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 {
             return Err(fail("is not an executable file".into()));
         }
-        args::check_machine_type(self.config.machine_type.as_deref())
+        Ok(())
     }
 
     fn check_demands(&self, config: &VmConfig) -> Result<()> {
@@ -120,9 +132,8 @@ impl Qemu {
     }
 
     fn start_now(&self, config: VmConfig) -> Result<Box<dyn Vm>> {
-        self.check_program()?;
+        let (kernel, model) = self.check_kernel(&config.kernel)?;
         self.check_demands(&config)?;
-        let kernel = image::open_kernel(&config.kernel)?;
         let initrd = image::open_initrd(&config.initrd)?;
         let privileged = rustix::process::geteuid().is_root();
         let (uid, group, notice) = self.identity(config.uid.filter(|_| privileged));
@@ -145,7 +156,7 @@ impl Qemu {
             initrd: number(&initrd),
             shared_fs: config.shared_fs.as_ref().map(|fs| number(&fs.socket)),
         };
-        let arguments = args::arguments(&self.config, &config, &descriptors);
+        let arguments = args::arguments(&self.config, model, &config, &descriptors);
         let mut inherit = vec![qmp_theirs, console_theirs, channel_theirs, kernel, initrd];
         inherit.extend(config.shared_fs.map(|fs| fs.socket));
 
@@ -186,8 +197,7 @@ impl Hypervisor for Qemu {
     }
 
     fn check(&self, kernel: &Path, initrd: &Path) -> Result<()> {
-        self.check_program()?;
-        image::open_kernel(kernel)?;
+        self.check_kernel(kernel)?;
         image::open_initrd(initrd)?;
         Ok(())
     }

@@ -354,6 +354,7 @@ async fn missing_files_are_found_before_anything_starts() {
     let (initrd, text) = (file("initrd", b"070701"), file("text", b"not a kernel"));
     let mut bzimage = vec![0; 0x400];
     bzimage[0x1fe..0x206].copy_from_slice(b"\x55\xaa\xeb\x66HdrS");
+    bzimage[0x236] = 1;
     let kernel = file("kernel", &bzimage);
     let absent = directory.path().join("absent");
     let program = file("program", b"#!/bin/false\n");
@@ -370,7 +371,7 @@ async fn missing_files_are_found_before_anything_starts() {
     driver(&program).check(&kernel, &initrd).unwrap();
     for (kernel, initrd, expected) in [
         (&absent, &initrd, format!("the guest kernel {} does not exist; set kernel", absent.display())),
-        (&text, &initrd, format!("the guest kernel {} is neither an ELF file nor a bzImage", text.display())),
+        (&text, &initrd, format!("the guest kernel {} is neither an ELF file nor a kernel image", text.display())),
         (&kernel, &absent, format!("the guest image {} does not exist; set initrd", absent.display())),
         (&kernel, &text, format!("the guest image {} is no initial RAM disk", text.display())),
     ] {

@@ -11,7 +11,7 @@ use std::{
 use agent_api::{CreateContainer, Hello, HelloReply, PROTOCOL_VERSION, Reply, Request, SHARED_FS_TAG};
 use config::Config;
 use devices::{share::SharedDir, virtiofs};
-use hypervisor::{Qemu, QemuConfig, SharedFs, Vm, VmConfig};
+use hypervisor::{Arch, Qemu, QemuConfig, SharedFs, Vm, VmConfig};
 use tokio::{net::UnixListener, sync::watch};
 
 use super::{
@@ -214,7 +214,7 @@ fn vm_config(boot: &Boot, dir: &StateDir, vhost_socket: OwnedFd) -> VmConfig {
 const CACHE_DIR: &str = "/run/kata-containers";
 
 /// Decides between KVM and emulation, before anything is started.
-pub(crate) fn choose_accelerator(config: &Config, warn: &mut dyn FnMut(&str)) -> Result<bool> {
+pub(crate) fn choose_accelerator(config: &Config, guest: Arch, warn: &mut dyn FnMut(&str)) -> Result<bool> {
     let wanted = match config.qemu.accelerator {
         config::Accelerator::Auto => hypervisor::Accelerator::Auto,
         config::Accelerator::Kvm => hypervisor::Accelerator::Kvm,
@@ -222,7 +222,7 @@ pub(crate) fn choose_accelerator(config: &Config, warn: &mut dyn FnMut(&str)) ->
     };
     // Without the directory each start probes anew, which is all that it costs.
     let _ = std::fs::DirBuilder::new().mode(0o700).recursive(true).create(CACHE_DIR);
-    let choice = hypervisor::choose_accelerator(wanted, Path::new(CACHE_DIR))?;
+    let choice = hypervisor::choose_accelerator(wanted, guest, Path::new(CACHE_DIR))?;
     if let Some(warning) = choice.warning {
         warn(&warning);
     }

@@ -1,0 +1,54 @@
+//! The guest kernel's command line.
+
+use super::model::{Model, Tuning};
+use crate::VmConfig;
+
+/// Everything the kernel is told; the user's part is last, so that it wins.
+pub(super) fn kernel_command_line(model: &Model, tuning: &Tuning, vm: &VmConfig) -> String {
+    let console = format!("console={}", model.console);
+    let words = [
+        console.as_str(),
+        // A panic ends the machine at once, so that it is noticed.
+        "panic=-1",
+        // Each line on the serial port costs an exit per byte.
+        if vm.debug { "ignore_loglevel" } else { "quiet" },
+        // The kernel's cryptography need not prove itself to every guest: 130 ms.
+        "cryptomgr.notests",
+        model.kernel_params,
+        tuning.kernel_params,
+        vm.kernel_params.trim(),
+    ];
+    words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::vm, *};
+    use crate::{Accelerator, Arch};
+
+    fn line(arch: Arch, machine_type: Option<&str>, accelerator: Accelerator, vm: &VmConfig) -> String {
+        let model = Model::find(arch, machine_type).unwrap();
+        kernel_command_line(model, &model.tuning(accelerator, vm.vcpus), vm)
+    }
+
+    #[test]
+    fn the_users_kernel_parameters_come_last() {
+        let vm = vm(false);
+        let text = line(Arch::X86_64, None, Accelerator::Tcg, &vm);
+        assert!(text.ends_with(" agent.log=debug") && text.contains(" quiet "), "{text}");
+        let text = line(Arch::X86_64, None, Accelerator::Tcg, &VmConfig { debug: true, ..vm });
+        assert!(text.contains(" ignore_loglevel ") && !text.contains("quiet"), "{text}");
+    }
+
+    #[test]
+    fn machines_differ() {
+        let vm = VmConfig { kernel_params: String::new(), ..vm(false) };
+        for (arch, machine, expected) in [
+            (Arch::X86_64, None, "console=ttyS0 panic=-1 quiet cryptomgr.notests nolapic_timer"),
+            (Arch::X86_64, Some("microvm"), "console=ttyS0 panic=-1 quiet cryptomgr.notests reboot=t"),
+            (Arch::Aarch64, None, "console=ttyAMA0 panic=-1 quiet cryptomgr.notests earlycon"),
+        ] {
+            assert_eq!(line(arch, machine, Accelerator::Tcg, &vm), expected);
+        }
+    }
+}

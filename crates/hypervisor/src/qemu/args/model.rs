@@ -1,0 +1,208 @@
+//! QEMU's machines that guests run on, as data: what differs between them is here and in [`Model::tuning`] and nowhere else.
+
+use crate::{Accelerator, Arch, Error, Result};
+
+/// How virtio devices are attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bus {
+    /// PCI: each device is found by its slot.
+    Pci,
+    /// A page of memory for each device, with nothing to enumerate.
+    Mmio,
+}
+
+/// The machines themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A PC with PCI Express.
+    Q35,
+    /// A PC with virtio-mmio and hardly anything else.
+    Microvm,
+    /// QEMU's machine for Arm.
+    Virt,
+}
+
+/// One machine of QEMU.
+#[derive(Debug)]
+pub(crate) struct Model {
+    pub(super) kind: Kind,
+    /// QEMU's name.
+    name: &'static str,
+    /// What the names of its versions start with; empty if it has none.
+    versions: &'static str,
+    pub(super) arch: Arch,
+    pub(super) bus: Bus,
+    /// What Linux calls the serial port.
+    pub(super) console: &'static str,
+    /// Whether it is booted by [`super::firmware`]; otherwise QEMU itself puts the kernel in place.
+    pub(super) firmware: bool,
+    /// Options that switch off what no guest of ours uses.
+    pub(super) options: &'static str,
+    /// What its kernels must be told, whatever executes them.
+    pub(super) kernel_params: &'static str,
+}
+
+/// Options of every machine: no guest memory in core dumps, and none of the host's work on merging equal pages.
+const COMMON: &str = "dump-guest-core=off,mem-merge=off";
+
+/// The first of an architecture is its default.
+const MODELS: [Model; 3] = [
+    Model {
+        kind: Kind::Q35,
+        name: "q35",
+        versions: "pc-q35-",
+        arch: Arch::X86_64,
+        bus: Bus::Pci,
+        console: "ttyS0",
+        firmware: true,
+        // The PIT and the PIC stay: kernels calibrate their clocks by them.
+        options: "sata=off,smbus=off,usb=off,vmport=off,graphics=off,i8042=off,smm=off",
+        kernel_params: "",
+    },
+    Model {
+        kind: Kind::Microvm,
+        name: "microvm",
+        versions: "",
+        arch: Arch::X86_64,
+        bus: Bus::Mmio,
+        console: "ttyS0",
+        firmware: true,
+        // Without ACPI there is no bytecode to interpret; QEMU then names the devices on the kernel's command line.
+        options: "acpi=off,auto-kernel-cmdline=on,isa-serial=on",
+        // The only reset that this machine has is a triple fault.
+        kernel_params: "reboot=t",
+    },
+    Model {
+        kind: Kind::Virt,
+        name: "virt",
+        versions: "virt-",
+        arch: Arch::Aarch64,
+        bus: Bus::Pci,
+        console: "ttyAMA0",
+        firmware: false,
+        // QEMU describes the machine in a device tree as well, which kernels read faster than ACPI's tables.
+        options: "acpi=off",
+        // The serial port's driver comes late; until then the kernel writes to it as the device tree says, so that every panic is seen.
+        kernel_params: "earlycon",
+    },
+];
+
+/// What depends on what executes the guest's code as well.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Tuning {
+    /// Further options of the machine.
+    pub(super) machine: &'static str,
+    /// The processor.
+    pub(super) cpu: &'static str,
+    /// Further kernel parameters.
+    pub(super) kernel_params: &'static str,
+}
+
+impl Model {
+    /// The machine for a guest, by the name it is given in the configuration.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a machine that the other arguments do not fit, or that is another architecture's.
+    pub(crate) fn find(arch: Arch, machine_type: Option<&str>) -> Result<&'static Model> {
+        let mut of_arch = MODELS.iter().filter(|model| model.arch == arch);
+        let Some(name) = machine_type else {
+            return of_arch.next().ok_or_else(|| Error::Setting {
+                setting: "kernel",
+                value: arch.name().into(),
+                expected: format!("guests are {} only", architectures()),
+            });
+        };
+        of_arch.clone().find(|model| model.is_called(name)).ok_or_else(|| {
+            let expected: Vec<String> = of_arch.map(Model::names).collect();
+            let expected = format!("{} was expected for an {arch} kernel", expected.join(", or "));
+            Error::Setting { setting: "machine_type", value: name.into(), expected }
+        })
+    }
+
+    fn is_called(&self, name: &str) -> bool {
+        let version = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
+        let is_version = || {
+            !self.versions.is_empty() && name.strip_prefix(self.versions).is_some_and(|rest| rest.chars().all(version))
+        };
+        name == self.name || is_version()
+    }
+
+    fn names(&self) -> String {
+        match self.versions {
+            "" => self.name.into(),
+            versions => format!("{} or one of its versions ({versions}...)", self.name),
+        }
+    }
+
+    /// Everything after the name in `-machine`, in the order of who decides.
+    pub(super) fn machine(&self, machine_type: Option<&str>, tuning: &Tuning) -> String {
+        [machine_type.unwrap_or(self.name), COMMON, self.options, tuning.machine]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect::<Vec<_>>()
+            .join(",")
+    }
+
+    /// The figures are processor time of a boot to init with a distribution's kernel on a q35 under TCG, 1.17 s without them.
+    pub(super) fn tuning(&self, accelerator: Accelerator, vcpus: u32) -> Tuning {
+        use Accelerator::{Auto, Kvm, Tcg};
+        let cpu = match (self.arch, accelerator) {
+            (_, Kvm) => "host",
+            // Five levels of page tables are one more to walk for every miss of the emulated TLB.
+            (Arch::X86_64, Tcg) => "max,la57=off",
+            // The architecture's own cipher for signing pointers takes longer to emulate than all the rest of the kernel.
+            (Arch::Aarch64, Tcg) => "max,pauth-impdef=on",
+            _ => "max",
+        };
+        let (machine, kernel_params) = match (self.kind, accelerator) {
+            // Under TCG there is no TSC deadline timer, and the kernel spends 100 ms measuring the local APIC's timer; the
+            // HPET states its frequency. It interrupts one CPU only.
+            (Kind::Q35, Tcg) if vcpus == 1 => ("hpet=on", "nolapic_timer"),
+            (Kind::Q35, _) => ("hpet=off", ""),
+            (Kind::Microvm, _) => ("", ""),
+            (Kind::Virt, Tcg) => ("gic-version=3", ""),
+            (Kind::Virt, Kvm) => ("gic-version=host", ""),
+            (Kind::Virt, Auto) => ("gic-version=max", ""),
+        };
+        Tuning { machine, cpu, kernel_params }
+    }
+}
+
+/// `x86_64 or aarch64`.
+fn architectures() -> String {
+    let mut names: Vec<&str> = MODELS.iter().map(|model| model.arch.name()).collect();
+    names.dedup();
+    names.join(" or ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_found_by_architecture_and_name() {
+        for (arch, name, kind) in [
+            (Arch::X86_64, None, Kind::Q35),
+            (Arch::X86_64, Some("q35"), Kind::Q35),
+            (Arch::X86_64, Some("pc-q35-7.2"), Kind::Q35),
+            (Arch::X86_64, Some("microvm"), Kind::Microvm),
+            (Arch::Aarch64, None, Kind::Virt),
+            (Arch::Aarch64, Some("virt-7.2"), Kind::Virt),
+        ] {
+            assert_eq!(Model::find(arch, name).unwrap().kind, kind, "{arch} {name:?}");
+        }
+    }
+
+    #[test]
+    fn other_machines_are_refused() {
+        for bad in ["", "pc", "microvm-7.2", "q35,accel=kvm", "pc-q35-7.2,usb=on", "none", "virt"] {
+            let error = Model::find(Arch::X86_64, Some(bad)).unwrap_err().to_string();
+            let expected = "but q35 or one of its versions (pc-q35-...), or microvm was expected for an x86_64 kernel";
+            assert_eq!(error, format!("machine_type is {bad:?}, {expected}"));
+        }
+        let error = Model::find(Arch::Aarch64, Some("q35")).unwrap_err().to_string();
+        assert!(error.contains("virt or one of its versions (virt-...) was expected for an aarch64 kernel"), "{error}");
+        let error = Model::find(Arch::S390x, None).unwrap_err().to_string();
+        assert_eq!(error, "kernel is \"s390x\", but guests are x86_64 or aarch64 only");
+    }
+}

@@ -1,0 +1,114 @@
+//! Tests of [`super`].
+
+use std::os::fd::OwnedFd;
+
+use super::*;
+use crate::{Arch, SharedFs};
+
+const FDS: Descriptors = Descriptors { qmp: 10, console: 11, channel: 12, kernel: 13, initrd: 14, shared_fs: Some(15) };
+
+fn qemu(accelerator: Accelerator) -> QemuConfig {
+    QemuConfig { path: "/nowhere/bin/qemu".into(), machine_type: None, accelerator }
+}
+
+pub(super) fn vm(shared: bool) -> VmConfig {
+    let socket = OwnedFd::from(std::os::unix::net::UnixStream::pair().unwrap().0);
+    VmConfig {
+        kernel: "/k".into(),
+        initrd: "/i".into(),
+        kernel_params: " agent.log=debug ".into(),
+        vcpus: 1,
+        memory_mib: 512,
+        shared_fs: shared.then(|| SharedFs { tag: "share".into(), socket }),
+        debug: false,
+        run_dir: "/r".into(),
+        uid: None,
+    }
+}
+
+fn q35() -> &'static Model {
+    Model::find(Arch::X86_64, None).unwrap()
+}
+
+/// The value of the one argument `name`, or of the one whose value starts with `prefix`.
+fn value<'a>(args: &'a [String], name: &str, prefix: &str) -> Option<&'a str> {
+    let mut found = args.windows(2).filter(|w| w[0] == name && w[1].starts_with(prefix)).map(|w| w[1].as_str());
+    let first = found.next();
+    assert_eq!(found.next(), None, "{name} {prefix} twice");
+    first
+}
+
+#[test]
+fn descriptors_are_where_they_belong() {
+    let args = arguments(&qemu(Accelerator::Tcg), q35(), &vm(true), &FDS);
+    assert_eq!(value(&args, "-kernel", "").unwrap(), "/proc/self/fd/13");
+    assert_eq!(value(&args, "-initrd", "").unwrap(), "/proc/self/fd/14");
+    for (id, fd) in [("qmp", 10), ("console", 11), ("channel", 12), ("fs", 15)] {
+        let chardev = value(&args, "-chardev", &format!("socket,id={id},")).unwrap();
+        assert_eq!(chardev, format!("socket,id={id},fd={fd}"));
+    }
+    assert!(value(&args, "-device", "virtserialport").unwrap().ends_with("name=io.katacontainers.channel"));
+    assert!(
+        !args.concat().contains("/k,") && !args.iter().any(|a| a == "/k"),
+        "the kernel's path is not QEMU's business"
+    );
+}
+
+#[test]
+fn memory_is_shared_only_with_a_file_server() {
+    let args = arguments(&qemu(Accelerator::Tcg), q35(), &vm(true), &FDS);
+    assert_eq!(value(&args, "-object", "").unwrap(), "memory-backend-memfd,id=memory,size=512M,share=on");
+    assert!(value(&args, "-machine", "q35,").unwrap().contains(",memory-backend=memory"));
+    assert!(value(&args, "-device", "vhost-user-fs-pci").unwrap().contains("tag=share,"));
+    let args = arguments(&qemu(Accelerator::Tcg), q35(), &vm(false), &FDS);
+    assert_eq!(value(&args, "-object", ""), None);
+    assert_eq!(value(&args, "-device", "vhost-user-fs-pci"), None);
+    assert!(!args.concat().contains("memory-backend"));
+}
+
+#[test]
+fn accelerators_differ() {
+    let line = |accelerator, vcpus| {
+        let args = arguments(&qemu(accelerator), q35(), &VmConfig { vcpus, ..vm(false) }, &FDS);
+        (args.join(" "), value(&args, "-append", "").unwrap().to_owned())
+    };
+    let (args, append) = line(Accelerator::Tcg, 1);
+    assert!(args.contains("-accel tcg") && args.contains("hpet=on") && append.contains("nolapic_timer"), "{args}");
+    assert!(!args.contains("kvm"), "{args}");
+    let (args, append) = line(Accelerator::Tcg, 2);
+    assert!(args.contains("hpet=off") && args.contains("-smp 2") && !append.contains("nolapic_timer"), "{args}");
+    let (args, append) = line(Accelerator::Kvm, 1);
+    assert!(args.contains("-accel kvm") && args.contains("-cpu host") && args.contains("hpet=off"), "{args}");
+    assert!(!args.contains("tcg") && !append.contains("nolapic_timer"), "{args}");
+}
+
+#[test]
+fn machines_have_their_own_devices() {
+    let line = |arch, machine_type: Option<&str>| {
+        let qemu = QemuConfig { machine_type: machine_type.map(Into::into), ..qemu(Accelerator::Tcg) };
+        arguments(&qemu, Model::find(arch, machine_type).unwrap(), &vm(true), &FDS).join(" ")
+    };
+    let q35 = line(Arch::X86_64, Some("pc-q35-7.2"));
+    assert!(q35.contains("-machine pc-q35-7.2,dump-guest-core=off,mem-merge=off,sata=off,"), "{q35}");
+    assert!(q35.contains("-device virtio-serial-pci,disable-legacy=on,id=serial") && !q35.contains("-global"), "{q35}");
+    assert!(q35.contains("-device vhost-user-fs-pci,chardev"), "{q35}");
+    let microvm = line(Arch::X86_64, Some("microvm"));
+    assert!(microvm.contains("-machine microvm,") && !microvm.contains("pci"), "{microvm}");
+    assert!(microvm.contains("-global virtio-mmio.force-legacy=false"), "{microvm}");
+    assert!(microvm.contains("-device virtio-serial-device,id=serial"), "{microvm}");
+    assert!(microvm.contains("-device vhost-user-fs-device,chardev=fs"), "{microvm}");
+    let virt = line(Arch::Aarch64, None);
+    assert!(virt.contains("-machine virt,") && virt.contains("gic-version=3,memory-backend=memory"), "{virt}");
+    assert!(virt.contains("-cpu max,pauth-impdef=on") && virt.contains("-device vhost-user-fs-pci"), "{virt}");
+}
+
+#[test]
+fn the_firmware_is_used_if_it_is_there() {
+    let prefix = std::env::temp_dir().join(format!("hypervisor-args-{}", std::process::id()));
+    let program = prefix.join("bin/qemu");
+    assert_eq!(firmware(&program), None);
+    std::fs::create_dir_all(prefix.join("share/qemu")).unwrap();
+    std::fs::write(prefix.join(FIRMWARE), "rom").unwrap();
+    assert_eq!(firmware(&program), Some(prefix.join(FIRMWARE)));
+    std::fs::remove_dir_all(prefix).unwrap();
+}
