@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that building and running need, and unpacks what a guest boots from into the cache.
-# Usage: setup.sh run|test|lint|aarch64. Quick when nothing is missing; can be interrupted and repeated.
+# Usage: setup.sh run|test|lint, or for guests of a foreign architecture setup.sh aarch64|s390x|ppc64le. Quick when nothing is missing; can be interrupted and repeated.
 . "$(dirname "$0")/lib.sh"
 
 purpose=${1:-run}
@@ -24,7 +24,14 @@ aarch64)
         "libc6-dev-arm64-cross: its C library, linked statically"
     )
     ;;
-*) fail "usage: setup.sh run|test|lint|aarch64" ;;
+s390x | ppc64le)
+    # The agent is built, nothing more.
+    packages+=(
+        "gcc-${purpose/ppc64le/powerpc64le}-linux-gnu: links the agent for a foreign architecture"
+        "libc6-dev-${purpose/ppc64le/ppc64el}-cross: its C library, linked statically"
+    )
+    ;;
+*) fail "usage: setup.sh run|test|lint|aarch64|s390x|ppc64le" ;;
 esac
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
@@ -94,8 +101,11 @@ if [ "$purpose" = lint ]; then
     exit 0
 fi
 lock_cache
-"$top/scripts/kernel.sh"
-"$top/scripts/rootfs.sh"
-if [ "$purpose" = aarch64 ]; then
-    "$top/scripts/rootfs.sh" aarch64
-fi
+case $purpose in
+aarch64) "$top/scripts/rootfs.sh" "$purpose" ;;
+s390x | ppc64le) ;;
+*)
+    "$top/scripts/kernel.sh"
+    "$top/scripts/rootfs.sh"
+    ;;
+esac

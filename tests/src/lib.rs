@@ -30,13 +30,17 @@ pub fn stage() -> PathBuf {
     fs::canonicalize(stage).unwrap()
 }
 
-/// The Debian root file system; shared by all tests, so bundles use it read-only unless they bring their own.
-pub fn rootfs() -> PathBuf {
-    let cache = env::var_os("KATA_CACHE").map(PathBuf::from).unwrap_or_else(|| {
+/// Where the scripts keep what they fetch and make.
+pub fn cache() -> PathBuf {
+    env::var_os("KATA_CACHE").map(PathBuf::from).unwrap_or_else(|| {
         let home = || PathBuf::from(env::var_os("HOME").unwrap()).join(".cache");
         env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from).join("kata")
-    });
-    let rootfs = env::var_os("KATA_ROOTFS").map_or_else(|| cache.join("rootfs"), PathBuf::from);
+    })
+}
+
+/// The Debian root file system; shared by all tests, so bundles use it read-only unless they bring their own.
+pub fn rootfs() -> PathBuf {
+    let rootfs = env::var_os("KATA_ROOTFS").map_or_else(|| cache().join("rootfs"), PathBuf::from);
     assert!(rootfs.join("bin").exists(), "there is no root file system in {}; run `make test`", rootfs.display());
     rootfs
 }
