@@ -27,9 +27,8 @@ fi
 mkdir -p "$guest"
 trap 'rm -f "$guest"/*.new' EXIT
 say "guest files for $architecture: kernel $kernel"
-cp --reflink=auto "$kernel" "$guest/vmlinux.container.new"
+"$osbuilder" kernel --vmlinuz "$kernel" --output "$guest/vmlinux.container.new"
 "$osbuilder" initrd --agent "$cache/agent/$architecture/kata-agent" "${modules[@]}" --output "$guest/kata-containers-initrd.img.new"
-chmod 644 "$guest"/*.new
 for file in vmlinux.container kata-containers-initrd.img; do
     mv "$guest/$file.new" "$guest/$file"
 done

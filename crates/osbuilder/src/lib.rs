@@ -5,7 +5,8 @@
 //! A distribution ships a bzImage: a small real-mode program that decompresses the kernel proper, relocates it and jumps to
 //! it. In a virtual machine none of that is needed, and emulated it costs seconds. [`kernel`] takes the kernel proper out,
 //! once, on the host. Every virtual machine monitor in question can load that ELF file and enter it by the PVH protocol,
-//! which a kernel announces in a note; one without the note is refused here and not by a guest that stays silent.
+//! which a kernel announces in a note; one without the note is refused here and not by a guest that stays silent. A kernel for
+//! 64-bit Arm is unwrapped likewise, to the `Image` that is booted there.
 //!
 //! # The initrd
 //!
@@ -16,6 +17,7 @@
 //!
 //! Nothing is written in place: an output appears whole under its name or not at all.
 
+mod arm64;
 mod bzimage;
 mod compression;
 mod cpio;
