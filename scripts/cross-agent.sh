@@ -13,7 +13,7 @@ gnu=$architecture
 [ "$architecture" != ppc64le ] || gnu=powerpc64le
 triple=$gnu-unknown-linux-gnu
 linker=$gnu-linux-gnu-gcc
-command -v "$linker" >/dev/null || fail "$linker is missing; run \`scripts/setup.sh $architecture\`"
+command -v "$linker" >/dev/null || fail "$linker is missing; run \`scripts/setup.sh guest $architecture\`"
 
 # Newest Debian whose Rust is recent enough for this workspace, and runs beside any other release from its own directory.
 suites=(trixie trixie-backports)
@@ -100,6 +100,7 @@ WRAPPER
     exec 9>&-
 }
 
+cd "$top"
 if [ "${KATA_CROSS_RUST:-}" = debian ]; then
     use_debian_rust
 elif ! add_std; then
@@ -108,7 +109,6 @@ elif ! add_std; then
 fi
 
 say "building the agent for $architecture (cargo, release)"
-cd "$top"
 cargo build --release --package kata-agent --target "$triple" --config "target.$triple.linker='$linker'" \
     --config "build.rustflags=['-Ctarget-feature=+crt-static', '-Crelocation-model=static']"
 agent=$cache/agent/$architecture/kata-agent

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that building and running need, and unpacks what a guest boots from into the cache.
-# Usage: setup.sh run|test|lint, or for guests of a foreign architecture setup.sh aarch64|s390x|ppc64le. Quick when nothing is missing; can be interrupted and repeated.
+# Usage: setup.sh run|test|lint, setup.sh kernel [ARCH], or setup.sh guest ARCH for a foreign architecture. Quick when nothing is missing;
+# can be interrupted and repeated.
 . "$(dirname "$0")/lib.sh"
 
 purpose=${1:-run}
@@ -17,21 +18,43 @@ case $purpose in
 run) ;;
 test) packages+=("runc: the reference that the tests and the bench compare with") ;;
 lint) packages+=("shellcheck: checks the scripts") ;;
-aarch64)
-    packages+=(
-        "qemu-system-arm: the virtual machine of a foreign architecture"
-        "gcc-aarch64-linux-gnu: links the agent for it"
-        "libc6-dev-arm64-cross: its C library, linked statically"
+kernel)
+    packages=(
+        "gcc: compiles the kernel's build tools"
+        "libc6-dev: the C library they use"
+        "make: runs the kernel's makefiles"
+        "flex: generates the configuration's scanner"
+        "bison: generates the configuration's parser"
+        "bc: computes the kernel's time constants"
+        "perl: runs some of the kernel's scripts"
+        "xz-utils: unpacks the kernel's source"
+        "zstd: compresses the kernel"
+        "libelf-dev: objtool checks the kernel's code"
     )
+    arch=${2:-$(uname -m)}
+    case $arch in
+    x86_64) compiler=gcc-x86-64-linux-gnu ;;
+    aarch64 | s390x) compiler=gcc-$arch-linux-gnu ;;
+    ppc64le) compiler=gcc-powerpc64le-linux-gnu ;;
+    *) fail "$arch is not an architecture of a guest; expected x86_64, aarch64, s390x or ppc64le" ;;
+    esac
+    [ "$arch" = "$(uname -m)" ] || packages+=("$compiler: compiles for $arch")
     ;;
-s390x | ppc64le)
-    # The agent is built, nothing more.
+guest)
+    arch=${2:-}
+    case $arch in
+    aarch64) cross=(aarch64 arm64) ;;
+    s390x) cross=(s390x s390x) ;;
+    ppc64le) cross=(powerpc64le ppc64el) ;;
+    *) fail "usage: setup.sh guest aarch64|s390x|ppc64le" ;;
+    esac
     packages+=(
-        "gcc-${purpose/ppc64le/powerpc64le}-linux-gnu: links the agent for a foreign architecture"
-        "libc6-dev-${purpose/ppc64le/ppc64el}-cross: its C library, linked statically"
+        "gcc-${cross[0]}-linux-gnu: links the agent for $arch"
+        "libc6-dev-${cross[1]}-cross: its C library, linked statically"
     )
+    [ "$arch" != aarch64 ] || packages+=("qemu-system-arm: the virtual machine of another architecture")
     ;;
-*) fail "usage: setup.sh run|test|lint|aarch64|s390x|ppc64le" ;;
+*) fail "usage: setup.sh run|test|lint, setup.sh kernel [ARCH], or setup.sh guest ARCH" ;;
 esac
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
@@ -100,12 +123,12 @@ if [ "$purpose" = lint ]; then
     done
     exit 0
 fi
+[ "$purpose" = kernel ] && exit 0
 lock_cache
-case $purpose in
-aarch64) "$top/scripts/rootfs.sh" "$purpose" ;;
-s390x | ppc64le) ;;
-*)
-    "$top/scripts/kernel.sh"
-    "$top/scripts/rootfs.sh"
-    ;;
-esac
+if [ "$purpose" = guest ]; then
+    # Of the others the agent is built, nothing more.
+    [ "$arch" != aarch64 ] || "$top/scripts/rootfs.sh" "$arch"
+    exit 0
+fi
+"$top/scripts/kernel.sh"
+"$top/scripts/rootfs.sh"

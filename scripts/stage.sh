@@ -41,18 +41,28 @@ mkdir -p "$stage/bin" "$share"
 put "$built/kata-runtime" "$stage/bin/kata-runtime" 755
 ln -sf kata-runtime "$stage/bin/kata-shim"
 
-own=$top/kernel/build/vmlinux
+own=$cache/guest-kernel/x86_64/vmlinux.container
 debian=$cache/kernel/current
 osbuilder=$built/kata-osbuilder
-kernel=$share/vmlinux.container
-image=$share/kata-containers-initrd.img
-modules=()
+
+# stage_guest SUFFIX KERNEL [MODULES]: a kernel and the initrd that goes with it; without modules if they are built in.
+stage_guest() {
+    local suffix=$1 source=$2 modules=()
+    [ $# -lt 3 ] || modules=(--modules-dir "$3")
+    make_from "$share/vmlinux$suffix.container" "$source" "$osbuilder" -- "$osbuilder" kernel --vmlinuz "$source"
+    make_from "$share/kata-containers-initrd$suffix.img" "$built/kata-agent" "$osbuilder" "$source" -- \
+        "$osbuilder" initrd --agent "$built/kata-agent" "${modules[@]}"
+}
+
+# The kernel that `make kernel` built is the product's. Debian's is used until then, and beside it so that the tests can
+# run on both.
+suffix=
 if [ -e "$own" ]; then
-    source=$own
-else
-    source=$(echo "$debian"/boot/vmlinuz-*)
-    modules=(--modules-dir "$(echo "$debian"/lib/modules/*)")
+    stage_guest "" "$own"
+    suffix=-debian
 fi
-make_from "$kernel" "$source" "$osbuilder" -- "$osbuilder" kernel --vmlinuz "$source"
-make_from "$image" "$built/kata-agent" "$osbuilder" "$source" -- \
-    "$osbuilder" initrd --agent "$built/kata-agent" "${modules[@]}"
+if [ -e "$debian" ]; then
+    stage_guest "$suffix" "$(echo "$debian"/boot/vmlinuz-*)" "$(echo "$debian"/lib/modules/*)"
+elif [ ! -e "$own" ]; then
+    fail "there is no kernel for the guest in $cache; run \`make setup\` or \`make kernel\`"
+fi

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypervisor::{Hypervisor, Qemu, QemuConfig, VmConfig};
+use hypervisor::{GuestImage, Hypervisor, Qemu, QemuConfig, VmConfig};
 
 /// What the init writes to its console.
 const GREETING: &[u8] = b"BARE-INIT-UP\r\n";
@@ -88,7 +88,7 @@ pub fn boot(config: &config::Config, kernel: &Path, memory_mib: u64) -> Result<D
     let qemu = Qemu::new(QemuConfig { path, machine_type: None, accelerator });
     let machine = VmConfig {
         kernel: kernel.into(),
-        initrd,
+        image: GuestImage::Initrd(initrd),
         kernel_params: String::new(),
         vcpus: 1,
         memory_mib,

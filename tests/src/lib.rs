@@ -2,9 +2,13 @@
 //!
 //! The tests run the staged product (`make stage`) against a Debian root file system, both of which `make test` makes. Each
 //! test has state directories of its own, and what it compares with is runc on the same bundle.
+//!
+//! `KATA_CONF_FILE` chooses what all of them run with: another kernel, guest image, machine. A test that needs a setting of its own
+//! adds it to that ([`Runtime::kata_with`]).
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod command;
+mod guest;
 mod snapshot;
 mod terminal;
 
@@ -16,6 +20,7 @@ use std::{
 };
 
 pub use command::{Background, Output, run, run_with_input};
+pub use guest::{disk_image, needs_monolithic_kernel};
 pub use snapshot::Snapshot;
 pub use terminal::Terminal;
 
@@ -52,7 +57,8 @@ pub struct Runtime {
     pub name: &'static str,
     program: PathBuf,
     state: tempfile::TempDir,
-    environment: Vec<(String, String)>,
+    /// Where its configuration is, unless it is everybody's.
+    configuration: Option<tempfile::TempDir>,
 }
 
 impl Runtime {
@@ -67,13 +73,21 @@ impl Runtime {
     }
 
     fn new(name: &'static str, program: PathBuf) -> Self {
-        Self { name, program, state: tempfile::tempdir().unwrap(), environment: Vec::new() }
+        Self { name, program, state: tempfile::tempdir().unwrap(), configuration: None }
     }
 
-    /// Ours with a configuration file.
-    pub fn kata_configured(file: &Path) -> Self {
+    /// Ours, with `settings` (TOML) beyond the configuration that all tests run with.
+    pub fn kata_with(settings: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let drop_ins = directory.path().join("config.d");
+        fs::create_dir(&drop_ins).unwrap();
+        for (number, source) in config::Config::load(None).unwrap().sources.iter().enumerate() {
+            fs::copy(source, drop_ins.join(format!("{number:03}.toml"))).unwrap();
+        }
+        fs::write(drop_ins.join("test.toml"), settings).unwrap();
+        fs::write(directory.path().join("configuration.toml"), "").unwrap();
         let mut runtime = Self::kata();
-        runtime.environment.push(("KATA_CONF_FILE".into(), file.to_str().unwrap().into()));
+        runtime.configuration = Some(directory);
         runtime
     }
 
@@ -86,7 +100,9 @@ impl Runtime {
     pub fn command<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--root").arg(self.root()).args(args).stdin(Stdio::null());
-        command.envs(self.environment.iter().map(|(k, v)| (k, v)));
+        if let Some(directory) = &self.configuration {
+            command.env("KATA_CONF_FILE", directory.path().join("configuration.toml"));
+        }
         command
     }
 

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -150,18 +150,15 @@ fn during_exec() {
     }
 }
 
-/// A configuration under which the agent aborts at a step: pid 1 cannot be killed, it can only die.
-fn crashing_at(step: &str, dir: &Path) -> PathBuf {
-    let file = dir.join("configuration.toml");
-    fs::write(&file, format!("[hypervisor.qemu]\nkernel_params = \"agent.crash_at={step}\"\n")).unwrap();
-    file
+/// A runtime under which the agent aborts at a step: pid 1 cannot be killed, it can only die.
+fn crashing_at(step: &str) -> Runtime {
+    Runtime::kata_with(&format!("[hypervisor.qemu]\nkernel_params = \"agent.crash_at={step}\"\n"))
 }
 
 #[test]
 fn of_the_agent_at_every_step() {
     for step in ["create", "start", "running", "exec"] {
-        let dir = tempfile::tempdir().unwrap();
-        let runtime = Runtime::kata_configured(&crashing_at(step, dir.path()));
+        let runtime = crashing_at(step);
         fs::create_dir_all(runtime.root()).unwrap();
         let before = snapshot(&runtime);
         let bundle = Bundle::new(["sleep", "1000"]);

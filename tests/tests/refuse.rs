@@ -65,17 +65,59 @@ fn a_name_that_is_none_or_taken() {
     runtime.ok(["delete", "--force", "taken"]);
 }
 
+/// What these settings of `[hypervisor.qemu]` are answered with.
+#[track_caller]
+fn refused_settings(settings: &str, words: &[&str]) {
+    let bundle = Bundle::new(["true"]);
+    let runtime = Runtime::kata_with(&format!("[hypervisor.qemu]\n{settings}\n"));
+    refused(&runtime, &["run", "--bundle", bundle.arg(), "bad"], words);
+}
+
 #[test]
 fn a_machine_that_cannot_be_built() {
-    let bundle = Bundle::new(["true"]);
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("configuration.toml");
-    for (key, path) in [("kernel", "/no/such/kernel"), ("path", "/no/such/qemu"), ("initrd", "/no/such/initrd")] {
-        fs::write(&file, format!("[hypervisor.qemu]\n{key} = \"{path}\"\n")).unwrap();
-        let runtime = Runtime::kata_configured(&file);
-        refused(&runtime, &["run", "--bundle", bundle.arg(), "bad"], &[path]);
+    for (key, path) in [
+        ("kernel", "/no/such/kernel"),
+        ("path", "/no/such/qemu"),
+        ("initrd", "/no/such/initrd"),
+        ("image", "/no/such/image"),
+    ] {
+        refused_settings(&format!("{key} = \"{path}\""), &[path]);
     }
-    fs::write(&file, "[hypervisor.qemu]\nno_such_key = 1\n").unwrap();
-    let runtime = Runtime::kata_configured(&file);
-    refused(&runtime, &["run", "--bundle", bundle.arg(), "bad"], &["no_such_key", "configuration.toml"]);
+    refused_settings("no_such_key = 1", &["no_such_key", "test.toml:2"]);
+    refused_settings("machine_type = \"virt\"", &["machine_type is", "q35 or one of its versions", "microvm"]);
+}
+
+#[test]
+fn a_guest_image_that_is_none_or_two() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, [0; 4096]).unwrap();
+    let file = file.to_str().unwrap();
+    let two = format!("image = \"{file}\"\ninitrd = \"{file}\"");
+    refused_settings(&two, &["test.toml:3: `image` and `initrd` are both set"]);
+    refused_settings(&format!("image = \"{file}\""), &[file, "is no disk image", "set image or initrd"]);
+    refused_settings(&format!("initrd = \"{file}\""), &[file, "is no initial RAM disk", "set image or initrd"]);
+    let params = "kernel_verity_params = \"root_hash=12\"";
+    refused_settings(
+        &format!("{params}\ninitrd = \"{file}\""),
+        &["test.toml:2", "`kernel_verity_params` belong to an `image`"],
+    );
+}
+
+#[test]
+fn a_guest_of_another_architecture_on_this_ones_processor() {
+    let dir = tempfile::tempdir().unwrap();
+    let (kernel, bundle) = (dir.path().join("Image"), Bundle::new(["true"]));
+    let mut image = vec![0; 4096];
+    // Linux's Documentation/arch/arm64/booting.rst; or, on such a machine, a bzImage.
+    if cfg!(target_arch = "aarch64") {
+        image[0x1fe..0x206].copy_from_slice(b"\x55\xaa\0\0HdrS");
+        image[0x236] = 1;
+    } else {
+        image[0x38..0x3c].copy_from_slice(b"ARM\x64");
+    }
+    fs::write(&kernel, image).unwrap();
+    let settings = format!("[hypervisor.qemu]\nkernel = {kernel:?}\npath = \"/bin/true\"\naccelerator = \"kvm\"\n");
+    let words = ["KVM cannot be used: the guest kernel is for ", "set accelerator to"];
+    refused(&Runtime::kata_with(&settings), &["run", "--bundle", bundle.arg(), "bad"], &words);
 }

@@ -138,9 +138,7 @@ fn a_terminal_session_with_a_resize_shows_what_runc_shows() {
     );
     bundle.edit(|config| config["process"]["terminal"] = true.into());
     // Without a probe there is no warning on the terminal that KVM does not work.
-    let file = bundle.path().join("configuration.toml");
-    std::fs::write(&file, "[hypervisor.qemu]\naccelerator = \"tcg\"\n").unwrap();
-    let ours = session(&Runtime::kata_configured(&file), &bundle);
+    let ours = session(&Runtime::kata_with("[hypervisor.qemu]\naccelerator = \"tcg\"\n"), &bundle);
     let reference = session(&Runtime::runc(), &bundle);
     assert_eq!(ours.0, 7, "{}", ours.1);
     assert_eq!(ours, reference);

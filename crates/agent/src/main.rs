@@ -2,8 +2,8 @@
 //!
 //! # Start
 //!
-//! The kernel runs the agent as `/init` of an initrd that holds nothing else but kernel modules. [`boot`] says what is
-//! done in which order; when it is over, the agent serves the channel to the host, and when the channel ends it powers the
+//! The kernel runs the agent as `/init` of an initrd, or as `/sbin/init` of a disk that it can only read. The image may hold
+//! nothing else, but kernel modules if the kernel needs them. [`boot`] says what is done in which order; when it is over, the agent serves the channel to the host, and when the channel ends it powers the
 //! guest off. If the agent cannot go on, it says why on the console and ends, and the kernel's panic that follows ends the guest.
 //!
 //! # One thread

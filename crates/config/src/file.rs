@@ -37,6 +37,8 @@ struct QemuTable {
     path: Option<Spanned<PathBuf>>,
     kernel: Option<Spanned<PathBuf>>,
     initrd: Option<Spanned<PathBuf>>,
+    image: Option<Spanned<PathBuf>>,
+    kernel_verity_params: Option<Spanned<String>>,
     kernel_params: Option<Spanned<String>>,
     machine_type: Option<Spanned<String>>,
     accelerator: Option<Accelerator>,
@@ -140,7 +142,9 @@ fn apply(config: &mut Config, path: &Path, given_by: &str) -> Result<(), Error> 
     let Qemu {
         path: qemu,
         kernel,
-        initrd,
+        initrd: _,
+        image: _,
+        kernel_verity_params: _,
         kernel_params,
         machine_type,
         accelerator,
@@ -149,10 +153,10 @@ fn apply(config: &mut Config, path: &Path, given_by: &str) -> Result<(), Error> 
         virtio_fs_cache,
         enable_debug,
     } = &mut config.qemu;
-    let table = file.hypervisor.qemu;
+    let mut table = file.hypervisor.qemu;
+    let image = source.guest_image(&mut table)?;
     set_some(qemu, source.absolute("path", table.path)?);
     set_some(kernel, source.absolute("kernel", table.kernel)?);
-    set_some(initrd, source.absolute("initrd", table.initrd)?);
     set(kernel_params, source.kernel_params(table.kernel_params)?);
     set_some(machine_type, source.machine_type(table.machine_type)?);
     set(accelerator, table.accelerator);
@@ -160,6 +164,7 @@ fn apply(config: &mut Config, path: &Path, given_by: &str) -> Result<(), Error> 
     set(default_memory, source.memory(table.default_memory)?);
     set(virtio_fs_cache, table.virtio_fs_cache);
     set(enable_debug, table.enable_debug);
+    set_image(&mut config.qemu, image, &source)?;
     let Agent { dial_timeout, enable_debug } = &mut config.agent;
     let table = file.agent.kata;
     set(dial_timeout, source.number("dial_timeout", "seconds", table.dial_timeout, 1, 3600)?.map(seconds));
@@ -167,6 +172,30 @@ fn apply(config: &mut Config, path: &Path, given_by: &str) -> Result<(), Error> 
     let Runtime { enable_debug } = &mut config.runtime;
     set(enable_debug, file.runtime.enable_debug);
     config.sources.push(path.to_path_buf());
+    Ok(())
+}
+
+/// What one file says about the guest image.
+#[derive(Default)]
+struct GuestImage {
+    initrd: Option<PathBuf>,
+    image: Option<PathBuf>,
+    /// With its place.
+    verity: Option<(String, Range<usize>)>,
+}
+
+/// A guest image replaces the earlier one with everything that belongs to it.
+fn set_image(qemu: &mut Qemu, said: GuestImage, source: &Source<'_>) -> Result<(), Error> {
+    if said.initrd.is_some() || said.image.is_some() {
+        (qemu.initrd, qemu.image, qemu.kernel_verity_params) = (said.initrd, said.image, None);
+    }
+    if let Some((verity, place)) = said.verity {
+        if qemu.initrd.is_some() {
+            let message = "`kernel_verity_params` belong to an `image`, but the guest image is an `initrd`";
+            return Err(source.invalid(&place, message.into()));
+        }
+        qemu.kernel_verity_params = Some(verity).filter(|verity| !verity.is_empty());
+    }
     Ok(())
 }
 
@@ -225,6 +254,34 @@ impl Source<'_> {
         }
         let message = format!("`{key}` must be an absolute path, not {:?}", value.get_ref());
         Err(self.invalid(&value.span(), message))
+    }
+
+    fn guest_image(&self, table: &mut QemuTable) -> Result<GuestImage, Error> {
+        if let (Some(image), Some(initrd)) = (&table.image, &table.initrd) {
+            let place = if image.span().start > initrd.span().start { image.span() } else { initrd.span() };
+            let message = "`image` and `initrd` are both set: a guest has one image; remove one of them";
+            return Err(self.invalid(&place, message.into()));
+        }
+        let verity = match table.kernel_verity_params.take() {
+            Some(value) => Some(self.verity(value)?),
+            None => None,
+        };
+        Ok(GuestImage {
+            initrd: self.absolute("initrd", table.initrd.take())?,
+            image: self.absolute("image", table.image.take())?,
+            verity,
+        })
+    }
+
+    fn verity(&self, value: Spanned<String>) -> Result<(String, Range<usize>), Error> {
+        let (text, place) = (value.get_ref(), value.span());
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_=,-".contains(&byte);
+        if text.len() <= MAX_KERNEL_PARAMS && text.bytes().all(allowed) {
+            return Ok((value.into_inner(), place));
+        }
+        let message = "`kernel_verity_params` must be root_hash=...,salt=...,data_blocks=...,data_block_size=...,\
+                       hash_block_size=..., without blanks";
+        Err(self.invalid(&place, message.into()))
     }
 
     fn kernel_params(&self, value: Option<Spanned<String>>) -> Result<Option<String>, Error> {

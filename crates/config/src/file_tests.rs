@@ -63,6 +63,8 @@ enable_debug = true
         path: Some("/q".into()),
         kernel: Some("/k".into()),
         initrd: Some("/i".into()),
+        image: None,
+        kernel_verity_params: None,
         kernel_params: "quiet x=1".into(),
         machine_type: Some("microvm".into()),
         accelerator: Accelerator::Tcg,
@@ -89,6 +91,41 @@ fn drop_ins_replace_single_keys_in_the_order_of_their_names() {
     assert_eq!(config.qemu.kernel, Some("/k".into()));
     let names: Vec<_> = config.sources.iter().map(|path| path.file_name().unwrap().to_owned()).collect();
     assert_eq!(names, ["configuration.toml", "10.toml", "20.toml"]);
+}
+
+#[test]
+fn a_guest_has_one_image() {
+    let config = load_one("[hypervisor.qemu]\nimage = \"/d\"\nkernel_verity_params = \"root_hash=ab,salt=-\"").unwrap();
+    assert_eq!(config.qemu.image, Some("/d".into()));
+    assert_eq!(config.qemu.kernel_verity_params.as_deref(), Some("root_hash=ab,salt=-"));
+    let empty = load_one("[hypervisor.qemu]\nimage = \"/d\"\nkernel_verity_params = \"\"").unwrap();
+    assert_eq!(empty.qemu.kernel_verity_params, None);
+    for (text, line) in [("image = \"/d\"\ninitrd = \"/i\"", 3), ("initrd = \"/i\"\n\nimage = \"/d\"", 4)] {
+        let message = refusal(&format!("[hypervisor.qemu]\n{text}\n"));
+        assert!(message.starts_with(&format!("{line}: `image` and `initrd` are both set")), "{message}");
+    }
+    let message = refusal("[hypervisor.qemu]\nkernel_verity_params = \"a=b\"\ninitrd = \"/i\"");
+    assert!(message.starts_with("2: `kernel_verity_params` belong to an `image`"), "{message}");
+    let message = refusal("[hypervisor.qemu]\nkernel_verity_params = \"a=b quiet\"");
+    assert!(message.starts_with("2: `kernel_verity_params` must be root_hash="), "{message}");
+    assert!(refusal("[hypervisor.qemu]\nimage = \"d\"").starts_with("2: `image` must be an absolute path"));
+}
+
+#[test]
+fn a_later_image_replaces_the_earlier_one() {
+    let base = "[hypervisor.qemu]\nimage = \"/d\"\nkernel_verity_params = \"a=b\"\n";
+    let merged = |drop_in: &str| {
+        let directory =
+            directory(&[("configuration.toml", base), ("config.d/1.toml", &format!("[hypervisor.qemu]\n{drop_in}"))]);
+        let qemu = load(None, &[directory.path().join("configuration.toml")]).map(|config| config.qemu);
+        qemu.map(|qemu| (qemu.initrd, qemu.image, qemu.kernel_verity_params)).map_err(|error| error.to_string())
+    };
+    assert_eq!(merged("initrd = \"/i\"").unwrap(), (Some("/i".into()), None, None));
+    assert_eq!(merged("image = \"/e\"").unwrap(), (None, Some("/e".into()), None), "they were another image's");
+    let with_own = merged("kernel_verity_params = \"c=d\"").unwrap();
+    assert_eq!(with_own, (None, Some("/d".into()), Some("c=d".into())));
+    let error = merged("initrd = \"/i\"\nkernel_verity_params = \"c=d\"").unwrap_err();
+    assert!(error.contains("1.toml:3: `kernel_verity_params` belong"), "{error}");
 }
 
 #[test]

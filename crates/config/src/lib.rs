@@ -18,7 +18,7 @@
 //!
 //! # Files named by the configuration
 //!
-//! QEMU, the guest kernel and the initrd are not looked for while loading, so that `delete` or `state` work on a machine
+//! QEMU, the guest kernel and the guest image are not looked for while loading, so that `delete` or `state` work on a machine
 //! where they are missing; [`Qemu::locate_guest`] and [`Qemu::locate_program`] do it, and their errors name every place.
 
 mod file;
@@ -33,7 +33,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use locate::GuestFiles;
+pub use locate::{GuestFiles, GuestImage};
 
 /// Where the configuration is looked for, in this order.
 pub const SEARCHED: [&str; 3] = [
@@ -65,8 +65,14 @@ pub struct Qemu {
     pub path: Option<PathBuf>,
     /// `kernel`: the guest kernel, absolute. `None`: found by [`Qemu::locate_guest`].
     pub kernel: Option<PathBuf>,
-    /// `initrd`: the guest image, absolute. `None`: found by [`Qemu::locate_guest`].
+    /// `initrd`: the guest image as an initial RAM disk, absolute. Not with `image`. `None` for both: found by
+    /// [`Qemu::locate_guest`].
     pub initrd: Option<PathBuf>,
+    /// `image`: the guest image as a disk, absolute.
+    pub image: Option<PathBuf>,
+    /// `kernel_verity_params`: by what the guest checks `image`. `None`: what the file of the same name with `.verity` appended
+    /// says, if it exists.
+    pub kernel_verity_params: Option<String>,
     /// `kernel_params`: appended to the guest's kernel command line. One line of printable ASCII, at most
     /// [`MAX_KERNEL_PARAMS`] bytes. Default: empty.
     pub kernel_params: String,
@@ -181,6 +187,8 @@ impl Default for Qemu {
             path: None,
             kernel: None,
             initrd: None,
+            image: None,
+            kernel_verity_params: None,
             kernel_params: String::new(),
             machine_type: None,
             accelerator: Accelerator::default(),

@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Error, Qemu};
 
 /// What a guest boots from; every path is absolute and existed when it was looked for.
@@ -16,12 +18,27 @@ pub struct GuestFiles {
     /// The guest kernel.
     pub kernel: PathBuf,
     /// The guest image.
-    pub initrd: PathBuf,
+    pub image: GuestImage,
 }
 
-/// Names of the kernel and the image in a `share/kata-containers` directory.
+/// A guest image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GuestImage {
+    /// An initial RAM disk.
+    Initrd(PathBuf),
+    /// A disk.
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// `kernel_verity_params`.
+        verity: Option<String>,
+    },
+}
+
+/// Names of the kernel and of both kinds of images in a `share/kata-containers` directory.
 const KERNEL: &str = "vmlinux.container";
 const INITRD: &str = "kata-containers-initrd.img";
+const IMAGE: &str = "kata-containers.img";
 
 /// Where those directories are after the one that belongs to this program.
 const SHARES: [&str; 3] =
@@ -52,26 +69,27 @@ impl Qemu {
     fn locate_guest_from(&self, program: Option<&Path>) -> Result<GuestFiles, Error> {
         let own = program.and_then(|program| Some(program.parent()?.parent()?.join("share/kata-containers")));
         let shares: Vec<PathBuf> = own.into_iter().chain(SHARES.map(PathBuf::from)).collect();
-        let in_shares = |name: &str| shares.iter().map(|share| share.join(name)).collect();
-        let no_image = |key| format!("install the guest's files (`make install`), or set `{key}` in [hypervisor.qemu]");
-        Ok(GuestFiles {
-            kernel: choose(
-                "the guest kernel",
-                self.kernel.as_ref(),
-                in_shares(KERNEL),
-                "kernel",
-                no_image("kernel"),
-                Path::is_file,
-            )?,
-            initrd: choose(
-                "the guest image",
-                self.initrd.as_ref(),
-                in_shares(INITRD),
-                "initrd",
-                no_image("initrd"),
-                Path::is_file,
-            )?,
-        })
+        let in_shares = |names: &[&str]| -> Vec<PathBuf> {
+            shares.iter().flat_map(|share| names.iter().map(|name| share.join(name))).collect()
+        };
+        let find = |what, configured: Option<&PathBuf>, names: &[&str], key| {
+            let remedy = format!("install the guest's files (`make install`), or set `{key}` in [hypervisor.qemu]");
+            choose(what, configured, in_shares(names), key, remedy, Path::is_file)
+        };
+        let kernel = find("the guest kernel", self.kernel.as_ref(), &[KERNEL], "kernel")?;
+        let what = "the guest image";
+        let disk = |path| GuestImage::Disk { path, verity: self.kernel_verity_params.clone() };
+        let image = match (&self.image, &self.initrd) {
+            (Some(image), _) => disk(find(what, Some(image), &[], "image")?),
+            (None, Some(initrd)) => GuestImage::Initrd(find(what, Some(initrd), &[], "initrd")?),
+            // Parameters to check an image by are a demand for one that can be checked.
+            (None, None) if self.kernel_verity_params.is_some() => disk(find(what, None, &[IMAGE], "image")?),
+            (None, None) => match find(what, None, &[INITRD, IMAGE], "initrd")? {
+                path if path.ends_with(IMAGE) => disk(path),
+                path => GuestImage::Initrd(path),
+            },
+        };
+        Ok(GuestFiles { kernel, image })
     }
 
     fn locate_program_from(&self, name: &str, package: &str, path: &OsStr) -> Result<PathBuf, Error> {
@@ -131,9 +149,20 @@ mod tests {
         fs::write(at("share/kata-containers/kata-containers-initrd.img"), "").unwrap();
         let found = Qemu::default().locate_guest_from(Some(&at("bin/kata-runtime"))).unwrap();
         assert_eq!(found.kernel, at("share/kata-containers/vmlinux.container"));
-        assert_eq!(found.initrd, at("share/kata-containers/kata-containers-initrd.img"));
+        let initrd = at("share/kata-containers/kata-containers-initrd.img");
+        assert_eq!(found.image, GuestImage::Initrd(initrd.clone()));
         let found = Qemu::default().locate_program_from("qemu-system-z", "qemu-z", at("q").as_os_str()).unwrap();
         assert_eq!(found, qemu);
+
+        let image = at("share/kata-containers/kata-containers.img");
+        fs::write(&image, "").unwrap();
+        let image_of = |qemu: &Qemu| qemu.locate_guest_from(Some(&at("bin/kata-runtime"))).unwrap().image;
+        assert_eq!(image_of(&Qemu::default()), GuestImage::Initrd(initrd.clone()), "as before");
+        let verity = Some("a=b".to_owned());
+        let qemu = Qemu { kernel_verity_params: verity.clone(), ..Qemu::default() };
+        assert_eq!(image_of(&qemu), GuestImage::Disk { path: image.clone(), verity });
+        fs::remove_file(initrd).unwrap();
+        assert_eq!(image_of(&Qemu::default()), GuestImage::Disk { path: image, verity: None });
     }
 
     #[test]

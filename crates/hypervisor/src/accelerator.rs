@@ -47,7 +47,8 @@ const CACHE: &str = "kvm-probe";
 /// Blocks; safe in a process with threads.
 ///
 /// # Errors
-/// [`Error::NoKvm`] if `wanted` is [`Accelerator::Kvm`] and it does not work.
+/// [`Error::NoKvm`] if `wanted` is [`Accelerator::Kvm`] and it does not work; on an architecture without such a guest, if the device
+/// cannot be opened.
 pub fn choose_accelerator(wanted: Accelerator, guest: Arch, cache_dir: &Path) -> Result<Choice> {
     if wanted == Accelerator::Tcg {
         return Ok(Choice { kvm: false, warning: None });
@@ -58,6 +59,11 @@ pub fn choose_accelerator(wanted: Accelerator, guest: Arch, cache_dir: &Path) ->
             Accelerator::Kvm => Err(Error::NoKvm { reason }),
             _ => Ok(Choice { kvm: false, warning: Some(foreign_warning(&reason)) }),
         };
+    }
+    if wanted == Accelerator::Kvm && !kvm::CAN_BE_TRIED {
+        let opened = fs::OpenOptions::new().read(true).write(true).open(DEVICE);
+        let failed = |error| Error::NoKvm { reason: format!("{DEVICE} cannot be opened ({error})") };
+        return opened.map(|_device| Choice { kvm: true, warning: None }).map_err(failed);
     }
     match (kvm_works(cache_dir), wanted) {
         (Ok(()), _) => Ok(Choice { kvm: true, warning: None }),

@@ -1,6 +1,9 @@
 //! How a machine ended.
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
+
+/// What to do about a guest image that is not what its root hash was made for.
+pub(crate) const MISMATCH_REMEDY: &str = "restore it, or build it and its root hash anew";
 
 /// How a machine ended, and the words for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +27,21 @@ pub enum ExitCause {
     Code(i32),
     /// The guest's kernel panicked; the line of its console that says why. It is the guest's word.
     Panic(String),
+    /// The guest's kernel read a block of its image that is not what the root hash was made for, and panicked. It is the
+    /// guest's word, but one that an image cannot talk it out of.
+    Mismatch {
+        /// The image.
+        image: PathBuf,
+        /// The line of the console that says so.
+        line: String,
+    },
+    /// The guest's kernel could not mount its image as the root file system, and panicked.
+    NoRoot {
+        /// The image.
+        image: PathBuf,
+        /// The line of the console that says so.
+        line: String,
+    },
     /// The guest powered itself off.
     PowerOff,
     /// The guest restarted itself. Machines do not restart, they end.
@@ -40,6 +58,23 @@ impl fmt::Display for ExitReason {
             ExitCause::Signal(signal) => write!(f, "QEMU (pid {pid}) was killed by {}", signal_name(*signal))?,
             ExitCause::Code(code) => write!(f, "QEMU (pid {pid}) exited with code {code}")?,
             ExitCause::Panic(line) => return write!(f, "the guest's kernel panicked: {line}"),
+            ExitCause::Mismatch { image, line } => {
+                let image = image.display();
+                return write!(
+                    f,
+                    "the guest image {image} does not match its root hash: it is damaged or was tampered with; \
+                     {MISMATCH_REMEDY} (the guest's kernel: {line})"
+                );
+            }
+            ExitCause::NoRoot { image, line } => {
+                let image = image.display();
+                return write!(
+                    f,
+                    "the guest's kernel cannot mount the guest image {image}: it must have virtio-blk, the image's file system \
+                     and, if the image has a hash tree, dm-verity with dm-mod.create built in; set kernel to one that has, or \
+                     initrd instead of image (the guest's kernel: {line})"
+                );
+            }
             ExitCause::PowerOff => return f.write_str("the guest powered itself off"),
             ExitCause::Reboot => return f.write_str("the guest restarted itself"),
             ExitCause::Quit => write!(f, "QEMU (pid {pid}) ended by itself")?,
@@ -90,6 +125,12 @@ mod tests {
         assert_eq!(
             reason(panic, &["x"]).to_string(),
             "the guest's kernel panicked: Kernel panic - not syncing: no init"
+        );
+        let mismatch = ExitCause::Mismatch { image: "/i".into(), line: "metadata block 1 is corrupted".into() };
+        assert_eq!(
+            reason(mismatch, &["x"]).to_string(),
+            "the guest image /i does not match its root hash: it is damaged or was tampered with; restore it, or build \
+             it and its root hash anew (the guest's kernel: metadata block 1 is corrupted)"
         );
     }
 }

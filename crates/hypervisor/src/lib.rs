@@ -86,8 +86,8 @@ pub struct VmConfig {
     /// The guest kernel, which also decides the guest's architecture ([`Arch::of_kernel`]): for x86_64 an ELF `vmlinux` with a PVH entry,
     /// which boots fastest, or a `bzImage`; for aarch64 an `Image` or `Image.gz`.
     pub kernel: PathBuf,
-    /// The initial RAM disk: a cpio archive in the "newc" format, compressed in a way the kernel knows or not at all.
-    pub initrd: PathBuf,
+    /// What the guest has as its first root file system.
+    pub image: GuestImage,
     /// Appended to the driver's own kernel command line, so that it wins where both set the same parameter.
     pub kernel_params: String,
     /// Number of virtual CPUs, 1 to [`Capabilities::max_vcpus`].
@@ -103,6 +103,33 @@ pub struct VmConfig {
     /// User and group id the hypervisor runs as; needs no entry in the password database. Should be one that nothing else on
     /// the host uses. `None`: the caller's own, but without capabilities.
     pub uid: Option<u32>,
+}
+
+/// What a guest has as its first root file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GuestImage {
+    /// An initial RAM disk: a cpio archive in the "newc" format, compressed in a way the kernel knows or not at all. The guest
+    /// has a copy of it in its memory.
+    Initrd(PathBuf),
+    /// A disk that the guest reads and cannot write to, shared by all guests that have it. It has a GUID partition table with
+    /// an erofs or ext4 file system in the first partition, whose init is the agent. The kernel must have what it takes built in.
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// Parameters of dm-verity, by which the guest's kernel checks every block it reads, with the hash tree in the second partition:
+        /// `root_hash=…,salt=…,data_blocks=…,data_block_size=…,hash_block_size=…`. `None`: what the file of the same name with `.verity`
+        /// appended says, if it exists.
+        verity: Option<String>,
+    },
+}
+
+impl GuestImage {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        match self {
+            GuestImage::Initrd(path) | GuestImage::Disk { path, .. } => path,
+        }
+    }
 }
 
 /// A virtio-fs device whose server is reached over an open connection.
@@ -150,9 +177,9 @@ pub trait Hypervisor: Send + Sync {
     /// time; `start` does the same again.
     ///
     /// # Errors
-    /// [`Error::File`] names the program, kernel or RAM disk that is missing, unreadable or of the wrong format, and the
+    /// [`Error::File`] names the program, kernel or image that is missing, unreadable or of the wrong format, and the
     /// remedy; [`Error::Setting`] names a setting and what was expected.
-    fn check(&self, kernel: &Path, initrd: &Path) -> Result<()>;
+    fn check(&self, kernel: &Path, image: &GuestImage) -> Result<()>;
 
     /// Starts a machine. Returns when its process exists; see the crate's description.
     ///

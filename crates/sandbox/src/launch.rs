@@ -15,7 +15,7 @@ use std::{
 };
 
 use agent_api::SeccompFilter;
-use config::Config;
+use config::{Config, GuestImage};
 use hypervisor::Arch;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
@@ -72,7 +72,7 @@ pub(crate) struct Boot {
 pub(crate) struct Files {
     pub(crate) vmm: PathBuf,
     pub(crate) kernel: PathBuf,
-    pub(crate) initrd: PathBuf,
+    pub(crate) image: GuestImage,
 }
 
 /// Longest the daemon may take for what comes after the guest has answered.
@@ -89,7 +89,7 @@ pub fn launch(launch: Launch<'_>) -> Result<Running> {
     let arch = Arch::of_kernel(&guest.kernel)?;
     let vmm = config.qemu.locate_program(arch.qemu_program(), arch.qemu_package())?;
     let kvm = daemon::choose_accelerator(config, arch, warn)?;
-    let files = Files { vmm, kernel: guest.kernel, initrd: guest.initrd };
+    let files = Files { vmm, kernel: guest.kernel, image: guest.image };
     daemon::check(config, &files, kvm)?;
     let Translated { spec, seccomp, shares, trees } = translate(id, bundle, arch)?;
     let demand = demand(&spec, &config.qemu);

@@ -1,4 +1,7 @@
-//! What happens between the kernel starting `/init` and the agent serving its channel.
+//! What happens between the kernel starting the agent and the agent serving its channel.
+//!
+//! Nothing is written to the guest image's file system, which may be read-only: whatever has to be made is made on file
+//! systems that the agent mounts itself. An image has the directories `/dev`, `/proc`, `/run` and `/sys`; only an initrd may lack them.
 //!
 //! The order is chosen by what waits for what. Modules come first that bring the devices up, because the port then
 //! appears by itself while the remaining file systems are mounted; only after that is it waited for.

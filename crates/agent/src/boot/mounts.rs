@@ -62,7 +62,8 @@ pub fn remaining() -> Result<(), Error> {
 /// Puts a second mount of the initial root file system over the first one and makes it the root.
 ///
 /// pivot_root(2) refuses to move the initial root because that is mounted on nothing. A bind mount of it is mounted on
-/// it, and costs nothing: unlike the usual move to a tmpfs, no file is copied.
+/// it, and costs nothing: unlike the usual move to a tmpfs, no file is copied. A disk is mounted on the initial root, and would
+/// do without; but the kernel may have mounted a devtmpfs on its `/dev`, which stays behind under the bind mount.
 fn pivotable_root() -> Result<(), Error> {
     let root = open_tree(CWD, "/", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
         .step("cloning the mount of", "/")?;

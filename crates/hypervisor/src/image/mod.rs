@@ -1,6 +1,9 @@
 //! What can be said about a kernel and a guest image without booting them.
 
+mod disk;
+mod gpt;
 mod kernel;
+mod verity;
 
 use std::{
     fs::File,
@@ -11,7 +14,39 @@ use std::{
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::{Arch, Error, Result};
+pub(crate) use self::disk::Disk;
+use crate::{Arch, Error, GuestImage, Result};
+
+/// What a guest image is called in errors, and what to do about one that cannot be used.
+const IMAGE: &str = "guest image";
+const IMAGE_REMEDY: &str = "set image or initrd in the configuration to a guest image, or build it anew";
+
+/// A guest image that was opened and checked.
+#[derive(Debug)]
+pub(crate) enum Image {
+    /// An initial RAM disk.
+    Initrd(File),
+    /// A disk.
+    Disk(Disk),
+}
+
+impl Image {
+    /// The file.
+    pub(crate) fn file(&self) -> &File {
+        match self {
+            Image::Initrd(file) => file,
+            Image::Disk(disk) => &disk.file,
+        }
+    }
+
+    /// The disk, if it is one.
+    pub(crate) fn disk(&self) -> Option<&Disk> {
+        match self {
+            Image::Initrd(_) => None,
+            Image::Disk(disk) => Some(disk),
+        }
+    }
+}
 
 /// Opens and checks the guest kernel, and tells what it was built for.
 ///
@@ -28,21 +63,31 @@ pub(crate) fn open_kernel(path: &Path) -> Result<(File, Arch)> {
     }
 }
 
-/// Opens and checks the initial RAM disk.
+/// Opens and checks the guest image of a kernel for `arch`.
 ///
 /// # Errors
-/// [`Error::File`] with what was expected.
-pub(crate) fn open_initrd(path: &Path) -> Result<File> {
-    const WHAT: &str = "guest image";
-    let remedy = "set initrd in the configuration to a guest image, or build it anew";
-    let file = open(WHAT, path, remedy)?;
-    let mut head = [0; 8];
-    let length = read_at_most(&file, &mut head, 0).map_err(|error| unreadable(WHAT, path, remedy, &error))?;
+/// [`Error::File`] with what was expected, or [`Error::Setting`] for malformed verity parameters.
+pub(crate) fn open_image(image: &GuestImage, arch: Arch) -> Result<Image> {
+    match image {
+        GuestImage::Initrd(path) => open_initrd(path).map(Image::Initrd),
+        GuestImage::Disk { path, verity } => Disk::open(path, verity.as_deref(), arch).map(Image::Disk),
+    }
+}
+
+fn open_initrd(path: &Path) -> Result<File> {
+    let file = open(IMAGE, path, IMAGE_REMEDY)?;
+    let mut head = [0; 520];
+    let length = read_at_most(&file, &mut head, 0).map_err(|error| unreadable(IMAGE, path, IMAGE_REMEDY, &error))?;
     if is_initrd(&head[..length]) {
         return Ok(file);
     }
-    let problem = "is no initial RAM disk: a cpio archive in the newc format was expected, plain or compressed".into();
-    Err(Error::File { what: WHAT, path: path.into(), problem, remedy: remedy.into() })
+    let refuse = |problem: &str, remedy: &str| {
+        Err(Error::File { what: IMAGE, path: path.into(), problem: problem.into(), remedy: remedy.into() })
+    };
+    if head[512..] == *b"EFI PART" {
+        return refuse("is a disk image, not an initial RAM disk", "set image instead of initrd in the configuration");
+    }
+    refuse("is no initial RAM disk: a cpio archive in the newc format was expected, plain or compressed", IMAGE_REMEDY)
 }
 
 /// Opens a regular file for reading, one that waits for nobody: a FIFO in its place must not hang the caller.

@@ -124,6 +124,12 @@ fn refuses_the_rest_in_words() {
     assert!(error.contains("cpio archive"), "{error}");
     let error = open_kernel(&scratch.0.join("absent")).unwrap_err().to_string();
     assert!(error.contains("does not exist; set kernel in the configuration"), "{error}");
+    let mut disk = vec![0; 1024];
+    disk[512..520].copy_from_slice(b"EFI PART");
+    let error = open_initrd(&scratch.file(&disk)).unwrap_err().to_string();
+    assert!(
+        error.ends_with("is a disk image, not an initial RAM disk; set image instead of initrd in the configuration")
+    );
     let error = open_initrd(&scratch.0).unwrap_err().to_string();
     assert!(error.contains("is not a regular file"), "{error}");
 }

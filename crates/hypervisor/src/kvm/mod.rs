@@ -20,8 +20,12 @@ pub(crate) fn probe() -> Result<(), Problem> {
     run::probe()
 }
 
-/// Without a guest to run, nothing can be promised.
+/// Without a guest to run, nothing can be promised; but whoever knows better may ask for it ([`CAN_BE_TRIED`]).
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn probe() -> Result<(), Problem> {
-    Err(Problem { reason: "it cannot be tried on this architecture".into(), lasting: true })
+    let reason = "on this architecture it is not tried out; set accelerator to \"kvm\" if it is known to work";
+    Err(Problem { reason: reason.into(), lasting: true })
 }
+
+/// Whether [`probe`] finds out anything.
+pub(crate) const CAN_BE_TRIED: bool = cfg!(target_arch = "x86_64");

@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::Write,
     os::{fd::OwnedFd, unix::process::ExitStatusExt},
+    path::PathBuf,
     process::{Child, ExitStatus},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -31,6 +32,22 @@ const READ_SIZE: usize = 4096;
 
 /// What Linux says first when it gives up.
 const PANIC: &str = "Kernel panic - not syncing";
+
+/// What follows [`PANIC`] when a block that dm-verity read is not what it was when the image was built.
+const MISMATCH: &str = "dm-verity device corrupted";
+
+/// What dm-verity says about the block just before.
+const MISMATCHED_BLOCK: &str = "device-mapper: verity: ";
+
+/// What follows [`PANIC`] when the kernel finds no root file system.
+const NO_ROOT: &str = "VFS: Unable to mount root fs";
+
+/// A guest image that is a disk.
+pub(super) struct GuestDisk {
+    pub(super) path: PathBuf,
+    /// The guest's kernel checks its blocks.
+    pub(super) is_verified: bool,
+}
 
 /// Our ends of QEMU's connections.
 pub(super) struct Streams {
@@ -63,13 +80,15 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// Takes charge of a QEMU that was just started. `notice` becomes the first line of its standard error.
+    /// Takes charge of a QEMU that was just started. `notice` becomes the first line of its standard error. `disk` is the guest
+    /// image, if it is one.
     pub(super) fn new(
         child: Child,
         streams: Streams,
         spawned_ns: u64,
         log: Option<File>,
         notice: Option<String>,
+        disk: Option<GuestDisk>,
     ) -> Result<Self> {
         let failed = Error::io("watch QEMU's process");
         let process = Arc::new(Process::new(child).map_err(&failed)?);
@@ -87,6 +106,7 @@ impl Machine {
             stderr: Source { stream: streams.stderr, open: true },
             tails: tails.clone(),
             log: log.map(|file| Log { file, left: CONSOLE_LOG_LIMIT }),
+            disk,
             qmp: qmp.clone(),
             qmp_work: tokio::spawn(work),
         };
@@ -210,6 +230,7 @@ struct Watcher {
     stderr: Source,
     tails: Arc<Tails>,
     log: Option<Log>,
+    disk: Option<GuestDisk>,
     qmp: Qmp,
     qmp_work: JoinHandle<()>,
 }
@@ -271,8 +292,8 @@ impl Watcher {
         if let Some(signal) = status.signal() {
             return if self.process.was_killed(status) { ExitCause::Killed } else { ExitCause::Signal(signal) };
         }
-        if let Some(line) = lock(&self.tails.console).find_last(PANIC) {
-            return ExitCause::Panic(line);
+        if let Some(cause) = panic_cause(&lock(&self.tails.console), self.disk.as_ref()) {
+            return cause;
         }
         match (status.code(), self.qmp.shutdown().as_deref()) {
             (Some(code), _) if code != 0 => ExitCause::Code(code),
@@ -283,9 +304,43 @@ impl Watcher {
     }
 }
 
+/// What a panic of the guest's kernel means, if there was one.
+fn panic_cause(console: &Tail, disk: Option<&GuestDisk>) -> Option<ExitCause> {
+    let line = console.find_last(PANIC)?;
+    match disk {
+        Some(disk) if disk.is_verified && line.contains(MISMATCH) => {
+            let line = console.find_last(MISMATCHED_BLOCK).unwrap_or(line);
+            Some(ExitCause::Mismatch { image: disk.path.clone(), line })
+        }
+        Some(disk) if line.contains(NO_ROOT) => Some(ExitCause::NoRoot { image: disk.path.clone(), line }),
+        _ => Some(ExitCause::Panic(line)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_that_is_at_fault_is_told_from_other_panics() {
+        let disk = |is_verified| GuestDisk { path: "/i".into(), is_verified };
+        let mut console = Tail::default();
+        assert_eq!(panic_cause(&console, None), None);
+        console.push(b"device-mapper: verity: 254:0: data block 7 is corrupted\nKernel panic - not syncing: ");
+        console.push(b"dm-verity device corrupted\nCPU: 0\n");
+        let line = "device-mapper: verity: 254:0: data block 7 is corrupted".to_owned();
+        let mismatch = ExitCause::Mismatch { image: "/i".into(), line };
+        assert_eq!(panic_cause(&console, Some(&disk(true))), Some(mismatch));
+        // A guest whose image is not checked cannot accuse it.
+        for unchecked in [None, Some(&disk(false))] {
+            assert!(matches!(panic_cause(&console, unchecked), Some(ExitCause::Panic(_))));
+        }
+        console.push(b"Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\n");
+        assert!(matches!(panic_cause(&console, Some(&disk(true))), Some(ExitCause::NoRoot { .. })));
+        assert!(matches!(panic_cause(&console, None), Some(ExitCause::Panic(_))));
+        console.push(b"Kernel panic - not syncing: another\n");
+        assert!(matches!(panic_cause(&console, Some(&disk(true))), Some(ExitCause::Panic(_))));
+    }
 
     #[test]
     fn the_log_has_an_end() {

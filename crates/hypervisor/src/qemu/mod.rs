@@ -4,15 +4,15 @@
 //!
 //! Everything QEMU shares with us is an inherited descriptor: QMP, the guest's console, the channel and the vhost-user
 //! connection are socket pairs, so that nothing lies in the file system that somebody else could connect to. The kernel
-//! and the RAM disk are opened by us and named to QEMU as `/proc/self/fd/N`, so that it needs no way through the directories above
+//! and the guest image are opened by us and named to QEMU as `/proc/self/fd/N`, so that it needs no way through the directories above
 //! them. The process (see `sys/spawn.rs`) has a user id of its own, no capabilities, no way to new privileges, its own network, IPC
 //! and host name namespaces, no core dumps, no foreign descriptors, and dies with its parent; QEMU's own seccomp filter (`-sandbox`) takes away
 //! fork, exec and changing ids.
 //!
 //! # What the machine has
 //!
-//! A q35, microvm or (for Arm) virt without everything that can be left out, and three devices: a serial port for the console,
-//! virtio-serial for the channel, virtio-fs if there is something to share. `args/` gives the reason for each argument.
+//! A q35, microvm or (for Arm) virt without everything that can be left out, and a few devices: a serial port for the console,
+//! virtio-serial for the channel, virtio-fs if there is something to share, a read-only disk if that is the guest image. `args/` gives the reason for each argument.
 //!
 //! # KVM and the user id
 //!
@@ -42,7 +42,7 @@ use tokio::net::UnixStream;
 
 use self::args::{Descriptors, Model};
 use crate::{
-    Accelerator, Arch, BoxFuture, Capabilities, Error, Hypervisor, Result, Vm, VmConfig, image,
+    Accelerator, Arch, BoxFuture, Capabilities, Error, GuestImage, Hypervisor, Result, Vm, VmConfig, image,
     sys::{
         monotonic_ns,
         spawn::{Confinement, number, spawn},
@@ -134,12 +134,12 @@ impl Qemu {
     fn start_now(&self, config: VmConfig) -> Result<Box<dyn Vm>> {
         let (kernel, model) = self.check_kernel(&config.kernel)?;
         self.check_demands(&config)?;
-        let initrd = image::open_initrd(&config.initrd)?;
+        let image = image::open_image(&config.image, model.arch())?;
         let privileged = rustix::process::geteuid().is_root();
         let (uid, group, notice) = self.identity(config.uid.filter(|_| privileged));
         if uid.is_some_and(|uid| uid != 0) {
             image::require_world_readable("guest kernel", &config.kernel, &kernel)?;
-            image::require_world_readable("guest image", &config.initrd, &initrd)?;
+            image::require_world_readable("guest image", config.image.path(), image.file())?;
         }
 
         let log = if config.debug { Some(open_console_log(&config.run_dir)?) } else { None };
@@ -147,17 +147,18 @@ impl Qemu {
         let (console, console_theirs) = socket_pair()?;
         let (channel, channel_theirs) = socket_pair()?;
         let (stderr, stderr_theirs) = socket_pair()?;
-        let (kernel, initrd) = (OwnedFd::from(kernel), OwnedFd::from(initrd));
+        let kernel = OwnedFd::from(kernel);
+        let image_file = image.file().try_clone().map_err(Error::io("duplicate a descriptor"))?.into();
         let descriptors = Descriptors {
             qmp: number(&qmp_theirs),
             console: number(&console_theirs),
             channel: number(&channel_theirs),
             kernel: number(&kernel),
-            initrd: number(&initrd),
+            image: number(&image_file),
             shared_fs: config.shared_fs.as_ref().map(|fs| number(&fs.socket)),
         };
-        let arguments = args::arguments(&self.config, model, &config, &descriptors);
-        let mut inherit = vec![qmp_theirs, console_theirs, channel_theirs, kernel, initrd];
+        let arguments = args::arguments(&self.config, model, &config, image.disk(), &descriptors);
+        let mut inherit = vec![qmp_theirs, console_theirs, channel_theirs, kernel, image_file];
         inherit.extend(config.shared_fs.map(|fs| fs.socket));
 
         let mut command = Command::new(&self.config.path);
@@ -168,7 +169,11 @@ impl Qemu {
             .map_err(|(step, source)| Error::Spawn { path: self.config.path.clone(), step, source })?;
         let spawned_ns = monotonic_ns();
         let streams = machine::Streams { qmp, console, channel, stderr };
-        Ok(Box::new(machine::Machine::new(child, streams, spawned_ns, log, notice)?))
+        let disk = image.disk().map(|disk| machine::GuestDisk {
+            path: config.image.path().to_path_buf(),
+            is_verified: disk.verity.is_some(),
+        });
+        Ok(Box::new(machine::Machine::new(child, streams, spawned_ns, log, notice, disk)?))
     }
 
     /// Who QEMU is to be: user and group id, supplementary group, and what the user should be told about that.
@@ -196,9 +201,9 @@ impl Hypervisor for Qemu {
         Capabilities { shared_fs: true, pause: true, max_vcpus: MAX_VCPUS }
     }
 
-    fn check(&self, kernel: &Path, initrd: &Path) -> Result<()> {
-        self.check_kernel(kernel)?;
-        image::open_initrd(initrd)?;
+    fn check(&self, kernel: &Path, image: &GuestImage) -> Result<()> {
+        let (_, model) = self.check_kernel(kernel)?;
+        image::open_image(image, model.arch())?;
         Ok(())
     }
 

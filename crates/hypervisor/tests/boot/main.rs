@@ -14,7 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypervisor::{Accelerator, CONSOLE_LOG, Error, ExitCause, Hypervisor, Qemu, QemuConfig, SharedFs, Vm, VmConfig};
+use hypervisor::{
+    Accelerator, CONSOLE_LOG, Error, ExitCause, GuestImage, Hypervisor, Qemu, QemuConfig, SharedFs, Vm, VmConfig,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::{
@@ -52,7 +54,7 @@ impl Lab {
     fn config(&self, mode: &str) -> VmConfig {
         VmConfig {
             kernel: self.kernel.clone(),
-            initrd: self.initrd.clone(),
+            image: GuestImage::Initrd(self.initrd.clone()),
             kernel_params: format!("GUEST_MODE={mode}"),
             vcpus: 1,
             memory_mib: 256,
@@ -357,6 +359,8 @@ async fn missing_files_are_found_before_anything_starts() {
     bzimage[0x236] = 1;
     let kernel = file("kernel", &bzimage);
     let absent = directory.path().join("absent");
+    let initrd = GuestImage::Initrd(initrd);
+    let [no_initrd, bad_initrd] = [&absent, &text].map(|path| GuestImage::Initrd(path.clone()));
     let program = file("program", b"#!/bin/false\n");
     let driver =
         |path: &Path| Qemu::new(QemuConfig { path: path.into(), machine_type: None, accelerator: Accelerator::Tcg });
@@ -372,14 +376,14 @@ async fn missing_files_are_found_before_anything_starts() {
     for (kernel, initrd, expected) in [
         (&absent, &initrd, format!("the guest kernel {} does not exist; set kernel", absent.display())),
         (&text, &initrd, format!("the guest kernel {} is neither an ELF file nor a kernel image", text.display())),
-        (&kernel, &absent, format!("the guest image {} does not exist; set initrd", absent.display())),
-        (&kernel, &text, format!("the guest image {} is no initial RAM disk", text.display())),
+        (&kernel, &no_initrd, format!("the guest image {} does not exist; set image or initrd", absent.display())),
+        (&kernel, &bad_initrd, format!("the guest image {} is no initial RAM disk", text.display())),
     ] {
         let error = driver(&program).check(kernel, initrd).unwrap_err().to_string();
         assert!(error.starts_with(&expected), "{error}");
         let config = VmConfig {
             kernel: kernel.clone(),
-            initrd: initrd.clone(),
+            image: initrd.clone(),
             kernel_params: String::new(),
             vcpus: 1,
             memory_mib: 64,

@@ -11,7 +11,7 @@ use std::{
 use agent_api::{CreateContainer, Hello, HelloReply, PROTOCOL_VERSION, Reply, Request, SHARED_FS_TAG};
 use config::Config;
 use devices::{share::SharedDir, virtiofs};
-use hypervisor::{Arch, Qemu, QemuConfig, SharedFs, Vm, VmConfig};
+use hypervisor::{Arch, GuestImage, Qemu, QemuConfig, SharedFs, Vm, VmConfig};
 use tokio::{net::UnixListener, sync::watch};
 
 use super::{
@@ -186,9 +186,16 @@ fn qemu(config: &Config, files: &Files, kvm: bool) -> Qemu {
     })
 }
 
+fn image(files: &Files) -> GuestImage {
+    match files.image.clone() {
+        config::GuestImage::Initrd(path) => GuestImage::Initrd(path),
+        config::GuestImage::Disk { path, verity } => GuestImage::Disk { path, verity },
+    }
+}
+
 /// Refuses files that cannot be booted, before anything is started.
 pub(crate) fn check(config: &Config, files: &Files, kvm: bool) -> Result<()> {
-    Ok(hypervisor::Hypervisor::check(&qemu(config, files, kvm), &files.kernel, &files.initrd)?)
+    Ok(hypervisor::Hypervisor::check(&qemu(config, files, kvm), &files.kernel, &image(files))?)
 }
 
 fn vm_config(boot: &Boot, dir: &StateDir, vhost_socket: OwnedFd) -> VmConfig {
@@ -199,7 +206,7 @@ fn vm_config(boot: &Boot, dir: &StateDir, vhost_socket: OwnedFd) -> VmConfig {
     let uid = rustix::process::geteuid().is_root().then(|| FIRST_VMM_UID + std::process::id());
     VmConfig {
         kernel: boot.files.kernel.clone(),
-        initrd: boot.files.initrd.clone(),
+        image: image(&boot.files),
         kernel_params,
         vcpus: boot.demand.vcpus,
         memory_mib: boot.demand.memory_mib.into(),

@@ -1,10 +1,11 @@
 //! The guest kernel's command line.
 
 use super::model::{Model, Tuning};
-use crate::VmConfig;
+use crate::{VmConfig, image::Disk};
 
 /// Everything the kernel is told; the user's part is last, so that it wins.
-pub(super) fn kernel_command_line(model: &Model, tuning: &Tuning, vm: &VmConfig) -> String {
+pub(super) fn kernel_command_line(model: &Model, tuning: &Tuning, vm: &VmConfig, disk: Option<&Disk>) -> String {
+    let root = disk.map(Disk::kernel_params).unwrap_or_default();
     let console = format!("console={}", model.console);
     let words = [
         console.as_str(),
@@ -16,6 +17,7 @@ pub(super) fn kernel_command_line(model: &Model, tuning: &Tuning, vm: &VmConfig)
         "cryptomgr.notests",
         model.kernel_params,
         tuning.kernel_params,
+        &root,
         vm.kernel_params.trim(),
     ];
     words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
@@ -28,7 +30,7 @@ mod tests {
 
     fn line(arch: Arch, machine_type: Option<&str>, accelerator: Accelerator, vm: &VmConfig) -> String {
         let model = Model::find(arch, machine_type).unwrap();
-        kernel_command_line(model, &model.tuning(accelerator, vm.vcpus), vm)
+        kernel_command_line(model, &model.tuning(accelerator, vm.vcpus), vm, None)
     }
 
     #[test]

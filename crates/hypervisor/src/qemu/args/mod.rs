@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 pub(super) use self::model::Model;
 use self::model::{Bus, Tuning};
 use super::QemuConfig;
-use crate::{Accelerator, VmConfig};
+use crate::{Accelerator, VmConfig, image::Disk};
 
 /// Numbers of the descriptors that QEMU inherits.
 #[derive(Debug, Clone, Copy)]
@@ -24,8 +24,8 @@ pub struct Descriptors {
     pub channel: i32,
     /// The kernel, opened for reading.
     pub kernel: i32,
-    /// The RAM disk, opened for reading.
-    pub initrd: i32,
+    /// The guest image, opened for reading.
+    pub image: i32,
     /// The vhost-user connection of the shared directory.
     pub shared_fs: Option<i32>,
 }
@@ -47,7 +47,13 @@ const SERIAL_PORTS: u32 = 2;
 const FS_QUEUE: u32 = 1024;
 
 /// Everything after the program's name.
-pub(super) fn arguments(qemu: &QemuConfig, model: &Model, vm: &VmConfig, fds: &Descriptors) -> Vec<String> {
+pub(super) fn arguments(
+    qemu: &QemuConfig,
+    model: &Model,
+    vm: &VmConfig,
+    disk: Option<&Disk>,
+    fds: &Descriptors,
+) -> Vec<String> {
     let mut args = Arguments::default();
     let tuning = model.tuning(qemu.accelerator, vm.vcpus);
     // Devices and settings come from here and nowhere else.
@@ -62,8 +68,12 @@ pub(super) fn arguments(qemu: &QemuConfig, model: &Model, vm: &VmConfig, fds: &D
         args.pair("-bios", firmware.display());
     }
     args.pair("-kernel", format_args!("/proc/self/fd/{}", fds.kernel));
-    args.pair("-initrd", format_args!("/proc/self/fd/{}", fds.initrd));
-    args.pair("-append", cmdline::kernel_command_line(model, &tuning, vm));
+    if disk.is_some() {
+        args.disk(model, fds.image);
+    } else {
+        args.pair("-initrd", format_args!("/proc/self/fd/{}", fds.image));
+    }
+    args.pair("-append", cmdline::kernel_command_line(model, &tuning, vm, disk));
 
     args.socket("qmp", fds.qmp).pair("-mon", "chardev=qmp,mode=control");
     // A plain serial port works from the kernel's first line to its last, so that every panic is seen.
@@ -119,6 +129,14 @@ impl Arguments {
 
     fn device(&mut self, device: impl ToString) -> &mut Self {
         self.pair("-device", device)
+    }
+
+    /// The guest image as a disk. Nobody writes to it, so nothing is locked: all sandboxes share it, and its pages in the host's cache.
+    fn disk(&mut self, model: &Model, fd: i32) {
+        let file = format_args!("filename=/proc/self/fd/{fd},locking=off");
+        self.pair("-blockdev", format_args!("driver=file,node-name=image,read-only=on,{file}"));
+        // It is read while booting and hardly ever after: one queue will do.
+        self.device(format_args!("{},drive=image,num-queues=1", virtio(model.bus, "virtio-blk")));
     }
 
     fn machine(&mut self, qemu: &QemuConfig, model: &Model, tuning: &Tuning, vm: &VmConfig) {

@@ -30,7 +30,7 @@ pub(crate) struct Model {
     name: &'static str,
     /// What the names of its versions start with; empty if it has none.
     versions: &'static str,
-    pub(super) arch: Arch,
+    arch: Arch,
     pub(super) bus: Bus,
     /// What Linux calls the serial port.
     pub(super) console: &'static str,
@@ -117,6 +117,11 @@ impl Model {
             let expected = format!("{} was expected for an {arch} kernel", expected.join(", or "));
             Error::Setting { setting: "machine_type", value: name.into(), expected }
         })
+    }
+
+    /// Whose guests it is for.
+    pub(crate) fn arch(&self) -> Arch {
+        self.arch
     }
 
     fn is_called(&self, name: &str) -> bool {
