@@ -3,7 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use std::{
-    env, fs,
+    env,
     path::{Path, PathBuf},
 };
 
@@ -15,7 +15,6 @@ const ARCHITECTURE: &str = "aarch64";
 struct Foreign {
     runtime: Runtime,
     rootfs: PathBuf,
-    _configuration: tempfile::TempDir,
 }
 
 impl Foreign {
@@ -55,13 +54,10 @@ fn prepare() -> Result<Foreign, String> {
     if !found {
         return Err(format!("{program} is not installed; `make {ARCHITECTURE}` does it"));
     }
-    let configuration = tempfile::tempdir().unwrap();
-    let file = configuration.path().join("configuration.toml");
-    fs::write(&file, configured(&kernel, &initrd)).unwrap();
-    Ok(Foreign { runtime: Runtime::kata_configured(&file), rootfs, _configuration: configuration })
+    Ok(Foreign { runtime: Runtime::kata_with(&settings(&kernel, &initrd)), rootfs })
 }
 
-fn configured(kernel: &Path, initrd: &Path) -> String {
+fn settings(kernel: &Path, initrd: &Path) -> String {
     // The program is found by the kernel's architecture. Emulated on a busy machine a boot takes its time.
     format!("[hypervisor.qemu]\nkernel = {kernel:?}\ninitrd = {initrd:?}\n[agent.kata]\ndial_timeout = 110\n")
 }
