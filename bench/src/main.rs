@@ -1,205 +1,56 @@
-//! Measures, in one run and alternating, what runc and this runtime need for a start, an exec and a delete; where the time of a
-//! start goes; and what an idle sandbox holds. Usage: `kata-bench [RUNS]`, 7 by default.
+//! What this runtime costs. `kata-bench --help` lists what can be measured.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod baseline;
+mod boot;
+mod guest;
 mod memory;
+mod overview;
 mod svg;
 
-use std::{
-    fs,
-    io::Read,
-    path::PathBuf,
-    process::Stdio,
-    time::{Duration, Instant},
-};
+use clap::{Parser, Subcommand};
 
-use e2e::{Bundle, Runtime};
-use sandbox::timeline::Timeline;
+/// Measures what this runtime costs.
+#[derive(Debug, Parser)]
+#[command(name = "kata-bench", args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    what: Option<What>,
+    /// Starts to take the median of.
+    #[arg(default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// A start, an exec, a delete and an idle sandbox beside runc. What is measured unless told otherwise.
+    Overview {
+        /// Starts to take the median of.
+        #[arg(default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+        runs: u32,
+    },
+    /// The guest's instructions from the first one until the agent answers, and which code they are in.
+    Boot(boot::Options),
+    /// Memory of an idle guest of 128 MiB, and the sizes of the files it boots from.
+    Guest(guest::Options),
+}
 
 fn main() {
-    let runs: usize = std::env::args().nth(1).map_or(7, |n| n.parse().expect("RUNS is a number"));
-    let mut report = Report::default();
-    starts(runs, &mut report);
-    inside(runs, &mut report);
-    sizes(&mut report);
-    report.print();
-}
-
-/// Lines to be printed at the end, when no progress line can fall between them.
-#[derive(Default)]
-struct Report(Vec<String>);
-
-impl Report {
-    fn line(&mut self, text: impl Into<String>) {
-        self.0.push(text.into());
+    let cli = Cli::parse();
+    let done = match cli.what.unwrap_or(What::Overview { runs: cli.runs }) {
+        What::Overview { runs } => {
+            overview::run(runs as usize);
+            Ok(())
+        }
+        What::Boot(options) => boot::run(&options),
+        What::Guest(options) => guest::run(&options),
+    };
+    if let Err(problem) = done {
+        eprintln!("kata-bench: {problem}");
+        std::process::exit(1);
     }
-
-    fn compare(&mut self, what: &str, ours: Duration, theirs: Duration) {
-        let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
-        self.line(format!("{what:<34} {:>10.1} {:>10.1} {ratio:>8.2}", milliseconds(ours), milliseconds(theirs)));
-    }
-
-    fn print(&self) {
-        println!();
-        self.0.iter().for_each(|line| println!("{line}"));
-    }
-}
-
-fn milliseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
-}
-
-fn median(times: &mut [Duration]) -> Duration {
-    times.sort();
-    times[times.len() / 2]
 }
 
 fn progress(text: &str) {
     eprintln!("==> {text}");
-}
-
-/// From the start of `run` until the first byte of the container's output.
-fn first_output(runtime: &Runtime, bundle: &Bundle) -> Duration {
-    let begun = Instant::now();
-    let mut child = runtime
-        .command(["run", "--bundle", bundle.arg(), "start"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut byte = [0];
-    child.stdout.take().unwrap().read_exact(&mut byte).expect("the container writes");
-    let took = begun.elapsed();
-    child.wait().unwrap();
-    took
-}
-
-fn starts(runs: usize, report: &mut Report) {
-    let bundle = Bundle::new(["echo", "here"]);
-    let (kata, runc) = (Runtime::kata(), Runtime::runc());
-    let mut config = config::Config::default();
-    let share = e2e::stage().join("share/kata-containers");
-    let kernel = share.join("vmlinux.container");
-    config.qemu.kernel = Some(kernel.clone());
-    config.qemu.initrd = Some(share.join("kata-containers-initrd.img"));
-    let memory = u64::from(config.qemu.default_memory);
-    let (mut ours, mut theirs, mut bare) = (Vec::new(), Vec::new(), Vec::new());
-    for run in 1..=runs {
-        progress(&format!("start {run} of {runs}"));
-        bare.push(baseline::boot(&config, &kernel, memory).expect("the bare kernel boots"));
-        ours.push(first_output(&kata, &bundle));
-        theirs.push(first_output(&runc, &bundle));
-    }
-    let (ours, theirs, bare) = (median(&mut ours), median(&mut theirs), median(&mut bare));
-    report.line(format!("{:<34} {:>10} {:>10} {:>8}", "median of milliseconds", "kata", "runc", "ratio"));
-    report.compare("start to first output", ours, theirs);
-    report.line(format!("{:<34} {:>10} {:>10} {:>8}", "", "kata", "bare", "ratio"));
-    report.compare("start / bare kernel, empty init", ours, bare);
-}
-
-fn timed(mut action: impl FnMut(), runs: usize) -> Duration {
-    let mut times: Vec<Duration> = (0..runs)
-        .map(|_| {
-            let begun = Instant::now();
-            action();
-            begun.elapsed()
-        })
-        .collect();
-    median(&mut times)
-}
-
-fn inside(runs: usize, report: &mut Report) {
-    let bundle = Bundle::new(["sleep", "1000"]);
-    let (kata, runc) = (Runtime::kata(), Runtime::runc());
-    for runtime in [&kata, &runc] {
-        runtime.ok(["run", "--detach", "--bundle", bundle.arg(), "idle"]);
-    }
-    progress("exec");
-    let execs = |runtime: &Runtime| timed(|| drop(runtime.ok(["exec", "idle", "true"])), runs * 3);
-    // The first fills the guest's page cache.
-    execs(&kata);
-    execs(&runc);
-    let (ours, theirs) = (execs(&kata), execs(&runc));
-    report.compare("exec of true", ours, theirs);
-
-    phases(&kata, report);
-    idle(&kata, report);
-
-    progress("delete");
-    let delete = |runtime: &Runtime| {
-        let mut times: Vec<Duration> = (0..runs)
-            .map(|_| {
-                runtime.ok(["run", "--detach", "--bundle", bundle.arg(), "delete"]);
-                let begun = Instant::now();
-                runtime.ok(["delete", "--force", "delete"]);
-                begun.elapsed()
-            })
-            .collect();
-        median(&mut times)
-    };
-    let (ours, theirs) = (delete(&kata), delete(&runc));
-    report.compare("delete --force", ours, theirs);
-    for runtime in [&kata, &runc] {
-        runtime.ok(["delete", "--force", "idle"]);
-    }
-}
-
-/// Where the time of a start goes, from the idle sandbox's own timeline.
-fn phases(kata: &Runtime, report: &mut Report) {
-    let timeline = Timeline::load(&kata.root().join("idle")).expect("a sandbox has a timeline");
-    report.line("");
-    report.line("phases of one start, milliseconds: when finished, how long");
-    let mut before = 0;
-    for step in &timeline.steps {
-        let (at, took) = (step.at_ns as f64 / 1e6, (step.at_ns - before) as f64 / 1e6);
-        report.line(format!("  {:<8} {:<24} {at:>9.1} {took:>9.1}", step.actor, step.name));
-        before = step.at_ns;
-    }
-    let picture = PathBuf::from("target/timeline.svg");
-    fs::write(&picture, svg::draw(&timeline.steps)).expect("target/ can be written to");
-    report.line(format!("  drawn in {}", picture.display()));
-}
-
-/// Memory of every process of an idle sandbox.
-fn idle(kata: &Runtime, report: &mut Report) {
-    std::thread::sleep(Duration::from_secs(2));
-    let state = kata.state_file("idle");
-    report.line("");
-    report.line("memory of an idle sandbox, KiB: PSS, private");
-    let mut host = 0;
-    let processes = [
-        ("sandbox daemon", &state["daemon"]["pid"]),
-        ("virtio-fs server", &state["virtiofs"]["pid"]),
-        ("kata-shim", &state["pid"]),
-        ("QEMU", &state["vmm"]["pid"]),
-    ];
-    for (name, pid) in processes {
-        let Some(pid) = pid.as_u64() else { continue };
-        let held = memory::of(pid);
-        report.line(format!("  {name:<32} {:>9} {:>9}", held.pss, held.private));
-        if name == "QEMU" {
-            report.line(format!("  {:<32} {host:>9}", "all but QEMU"));
-            report.line(format!("  {:<32} {:>9}", "guest memory touched", memory::guest(pid)));
-        }
-        host += held.pss;
-    }
-}
-
-fn sizes(report: &mut Report) {
-    report.line("");
-    report.line("sizes, KiB");
-    let stage = e2e::stage();
-    for name in [
-        "bin/kata-runtime",
-        "share/kata-containers/vmlinux.container",
-        "share/kata-containers/kata-containers-initrd.img",
-    ] {
-        report.line(format!("  {name:<52} {:>9}", memory::size(&stage.join(name))));
-    }
-    let target =
-        stage.parent().map(|dir| dir.join(format!("{}-unknown-linux-gnu/release/kata-agent", std::env::consts::ARCH)));
-    if let Some(agent) = target.filter(|path| path.exists()) {
-        report.line(format!("  {:<52} {:>9}", "kata-agent, stripped", memory::size(&agent)));
-    }
 }

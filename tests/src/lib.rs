@@ -35,7 +35,7 @@ pub fn stage() -> PathBuf {
     fs::canonicalize(stage).unwrap()
 }
 
-/// Where the scripts keep what they fetch and make.
+/// Where what was downloaded or takes long to build is kept.
 pub fn cache() -> PathBuf {
     env::var_os("KATA_CACHE").map(PathBuf::from).unwrap_or_else(|| {
         let home = || PathBuf::from(env::var_os("HOME").unwrap()).join(".cache");
@@ -57,8 +57,10 @@ pub struct Runtime {
     pub name: &'static str,
     program: PathBuf,
     state: tempfile::TempDir,
-    /// Where its configuration is, unless it is everybody's.
-    configuration: Option<tempfile::TempDir>,
+    /// Its configuration, unless it is everybody's.
+    configuration: Option<PathBuf>,
+    /// Where that is, if it was made for it.
+    _made: Option<tempfile::TempDir>,
 }
 
 impl Runtime {
@@ -73,7 +75,14 @@ impl Runtime {
     }
 
     fn new(name: &'static str, program: PathBuf) -> Self {
-        Self { name, program, state: tempfile::tempdir().unwrap(), configuration: None }
+        Self { name, program, state: tempfile::tempdir().unwrap(), configuration: None, _made: None }
+    }
+
+    /// Ours, with a configuration file in place of the one that all tests run with.
+    pub fn kata_configured(file: &Path) -> Self {
+        let mut runtime = Self::kata();
+        runtime.configuration = Some(file.into());
+        runtime
     }
 
     /// Ours, with `settings` (TOML) beyond the configuration that all tests run with.
@@ -86,8 +95,8 @@ impl Runtime {
         }
         fs::write(drop_ins.join("test.toml"), settings).unwrap();
         fs::write(directory.path().join("configuration.toml"), "").unwrap();
-        let mut runtime = Self::kata();
-        runtime.configuration = Some(directory);
+        let mut runtime = Self::kata_configured(&directory.path().join("configuration.toml"));
+        runtime._made = Some(directory);
         runtime
     }
 
@@ -100,8 +109,8 @@ impl Runtime {
     pub fn command<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--root").arg(self.root()).args(args).stdin(Stdio::null());
-        if let Some(directory) = &self.configuration {
-            command.env("KATA_CONF_FILE", directory.path().join("configuration.toml"));
+        if let Some(file) = &self.configuration {
+            command.env(config::FILE_VARIABLE, file);
         }
         command
     }

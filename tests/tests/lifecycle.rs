@@ -7,7 +7,7 @@ use e2e::{Background, Bundle, Runtime, message};
 
 #[test]
 fn create_start_kill_delete_pass_through_the_states() {
-    let bundle = Bundle::sh("trap 'exit 3' TERM; while :; do sleep 0.1; done");
+    let bundle = announcing("trap 'exit 3' TERM; : >/mnt/ready; while :; do sleep 0.1; done");
     for runtime in [Runtime::kata(), Runtime::runc()] {
         let pid_file = bundle.path().join("pid");
         runtime.ok(["create", "--bundle", bundle.arg(), "--pid-file", pid_file.to_str().unwrap(), "steps"]);
@@ -26,7 +26,7 @@ fn create_start_kill_delete_pass_through_the_states() {
             "{}",
             refused.stderr
         );
-        std::thread::sleep(Duration::from_millis(300));
+        wait_until_ready(&bundle);
         runtime.ok(["kill", "steps", "TERM"]);
         runtime.wait_for("steps", "stopped");
         let late = runtime.run(["kill", "steps", "TERM"]);
@@ -36,31 +36,42 @@ fn create_start_kill_delete_pass_through_the_states() {
     }
 }
 
+/// A bundle whose script makes the file `/mnt/ready`. Until it has set its trap, a signal is lost on it: it is its namespace's pid 1.
+fn announcing(script: &str) -> Bundle {
+    let mut bundle = Bundle::sh(script);
+    let sign = bundle.path().join("sign");
+    fs::create_dir(&sign).unwrap();
+    bundle
+        .mount(serde_json::json!({"destination": "/mnt", "type": "bind", "source": sign, "options": ["rbind", "rw"]}));
+    bundle
+}
+
+/// Waits for the file, and removes it for the next run.
+fn wait_until_ready(bundle: &Bundle) {
+    let end = std::time::Instant::now() + e2e::DEADLINE;
+    while fs::remove_file(bundle.path().join("sign/ready")).is_err() {
+        assert!(std::time::Instant::now() < end, "the container does not get ready");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 #[test]
 fn kill_with_sigkill_ends_a_foreground_run_with_137() {
-    let bundle = Bundle::new(["sleep", "1000"]);
+    let bundle = announcing(": >/mnt/ready; exec sleep 1000");
     for runtime in [Runtime::kata(), Runtime::runc()] {
         let running = Background::start(&mut runtime.command(["run", "--bundle", bundle.arg(), "killed"]));
-        let end = std::time::Instant::now() + e2e::DEADLINE;
-        while runtime.run(["kill", "killed", "KILL"]).code != 0 {
-            assert!(std::time::Instant::now() < end);
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        wait_until_ready(&bundle);
+        runtime.ok(["kill", "killed", "KILL"]);
         assert_eq!(running.finish().code, 137, "{}", runtime.name);
     }
 }
 
 #[test]
 fn a_signal_to_the_foreground_command_reaches_the_process() {
-    let bundle = Bundle::sh("trap 'echo caught; exit 5' TERM; echo ready; while :; do sleep 0.1; done");
+    let bundle = announcing("trap 'echo caught; exit 5' TERM; echo ready; : >/mnt/ready; while :; do sleep 0.1; done");
     let runtime = Runtime::kata();
     let running = Background::start(&mut runtime.command(["run", "--bundle", bundle.arg(), "forward"]));
-    let end = std::time::Instant::now() + e2e::DEADLINE;
-    while !runtime.run(["state", "forward"]).text().contains("running") {
-        assert!(std::time::Instant::now() < end);
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    std::thread::sleep(Duration::from_millis(500));
+    wait_until_ready(&bundle);
     std::process::Command::new("kill").args(["-TERM", &running.id().to_string()]).status().unwrap();
     let output = running.finish();
     assert_eq!((output.code, output.text().as_str()), (5, "ready\ncaught\n"));

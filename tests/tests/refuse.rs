@@ -1,7 +1,7 @@
 //! Bad input is refused before anything is started, in words.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt};
 
 use e2e::{Bundle, Runtime};
 
@@ -97,6 +97,10 @@ fn a_guest_image_that_is_none_or_two() {
     refused_settings(&two, &["test.toml:3: `image` and `initrd` are both set"]);
     refused_settings(&format!("image = \"{file}\""), &[file, "is no disk image", "set image or initrd"]);
     refused_settings(&format!("initrd = \"{file}\""), &[file, "is no initial RAM disk", "set image or initrd"]);
+    // Readable by root only: QEMU is not root.
+    fs::write(file, b"070701").unwrap();
+    fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
+    refused_settings(&format!("initrd = \"{file}\""), &[file, "has mode 0600", &format!("chmod o+r {file}")]);
     let params = "kernel_verity_params = \"root_hash=12\"";
     refused_settings(
         &format!("{params}\ninitrd = \"{file}\""),

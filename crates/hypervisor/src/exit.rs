@@ -42,6 +42,13 @@ pub enum ExitCause {
         /// The line of the console that says so.
         line: String,
     },
+    /// The guest's kernel found nothing in its image that it could execute as the first program, and panicked.
+    NoInit {
+        /// The image.
+        image: PathBuf,
+        /// The line of the console that says so.
+        line: String,
+    },
     /// The guest powered itself off.
     PowerOff,
     /// The guest restarted itself. Machines do not restart, they end.
@@ -73,6 +80,14 @@ impl fmt::Display for ExitReason {
                     "the guest's kernel cannot mount the guest image {image}: it must have virtio-blk, the image's file system \
                      and, if the image has a hash tree, dm-verity with dm-mod.create built in; set kernel to one that has, or \
                      initrd instead of image (the guest's kernel: {line})"
+                );
+            }
+            ExitCause::NoInit { image, line } => {
+                let image = image.display();
+                return write!(
+                    f,
+                    "the guest image {image} has no agent that the guest's kernel can execute: none, or one for another \
+                     architecture; build it anew (the guest's kernel: {line})"
                 );
             }
             ExitCause::PowerOff => return f.write_str("the guest powered itself off"),

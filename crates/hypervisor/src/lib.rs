@@ -173,13 +173,13 @@ pub trait Hypervisor: Send + Sync {
     /// What it can do. May be called at any time and never changes.
     fn capabilities(&self) -> Capabilities;
 
-    /// Finds what would make [`Hypervisor::start`] fail, before anything has been started or created. May be called at any
-    /// time; `start` does the same again.
+    /// Finds what would make [`Hypervisor::start`] with these of [`VmConfig`] fail, before anything has been started or created.
+    /// May be called at any time; `start` does the same again. Of `uid` it matters only whether there is one.
     ///
     /// # Errors
     /// [`Error::File`] names the program, kernel or image that is missing, unreadable or of the wrong format, and the
     /// remedy; [`Error::Setting`] names a setting and what was expected.
-    fn check(&self, kernel: &Path, image: &GuestImage) -> Result<()>;
+    fn check(&self, kernel: &Path, image: &GuestImage, uid: Option<u32>) -> Result<()>;
 
     /// Starts a machine. Returns when its process exists; see the crate's description.
     ///

@@ -160,6 +160,16 @@ pub enum Error {
         /// The file with all of its output.
         log: PathBuf,
     },
+    /// make printed nothing for too long, and was ended.
+    #[error("{what} was ended: make had printed nothing for {} s; all of its output is in {}", silence.as_secs(), log.display())]
+    MakeSilent {
+        /// What it was doing.
+        what: &'static str,
+        /// How long it was silent.
+        silence: Duration,
+        /// The file with all of its output.
+        log: PathBuf,
+    },
     /// The linked kernel cannot be booted.
     #[error("the linked kernel is no good")]
     Trim(#[source] osbuilder::Error),

@@ -32,7 +32,7 @@ const OBJECTS: u64 = 3 << 29;
 /// Lines of make's output that a failure shows.
 const SHOWN: usize = 20;
 /// For a first estimate of make's steps: so many for each option that is on.
-const STEPS_PER_OPTION: f64 = 2.4;
+const STEPS_PER_OPTION: f64 = 2.2;
 /// Steps that do not depend on the configuration.
 const STEPS: usize = 400;
 
@@ -182,6 +182,7 @@ impl<'a> Workshop<'a> {
                 files::remove(&path)?;
                 Err(interrupted)
             }
+            Err(Error::Silent { silence, .. }) => Err(Error::MakeSilent { what, silence, log: path }),
             Err(other) => Err(other),
         }
     }

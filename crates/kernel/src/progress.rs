@@ -29,7 +29,9 @@ impl Progress<io::Stderr> {
     /// Shows it on standard error.
     pub(crate) fn new(what: String, total: Option<usize>) -> Self {
         let terminal = io::stderr().is_terminal();
-        let width = rustix::termios::tcgetwinsize(io::stderr()).map_or(80, |size| usize::from(size.ws_col));
+        // Some terminals do not know their size, and say 0.
+        let width = rustix::termios::tcgetwinsize(io::stderr()).map_or(0, |size| usize::from(size.ws_col));
+        let width = if width == 0 { 80 } else { width };
         Progress::to(io::stderr(), terminal, width, what, total)
     }
 }

@@ -42,9 +42,13 @@ const MISMATCHED_BLOCK: &str = "device-mapper: verity: ";
 /// What follows [`PANIC`] when the kernel finds no root file system.
 const NO_ROOT: &str = "VFS: Unable to mount root fs";
 
-/// A guest image that is a disk.
-pub(super) struct GuestDisk {
+/// What follows [`PANIC`] when there is a root file system, but no first program on it.
+const NO_INIT: &str = "No working init found";
+
+/// The guest image, for the words about it.
+pub(super) struct ImageFacts {
     pub(super) path: PathBuf,
+    pub(super) is_disk: bool,
     /// The guest's kernel checks its blocks.
     pub(super) is_verified: bool,
 }
@@ -80,15 +84,15 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// Takes charge of a QEMU that was just started. `notice` becomes the first line of its standard error. `disk` is the guest
-    /// image, if it is one.
+    /// Takes charge of a QEMU that was just started. `notice` becomes the first line of its standard error. `image` is what
+    /// the guest has as its root.
     pub(super) fn new(
         child: Child,
         streams: Streams,
         spawned_ns: u64,
         log: Option<File>,
         notice: Option<String>,
-        disk: Option<GuestDisk>,
+        image: ImageFacts,
     ) -> Result<Self> {
         let failed = Error::io("watch QEMU's process");
         let process = Arc::new(Process::new(child).map_err(&failed)?);
@@ -106,7 +110,7 @@ impl Machine {
             stderr: Source { stream: streams.stderr, open: true },
             tails: tails.clone(),
             log: log.map(|file| Log { file, left: CONSOLE_LOG_LIMIT }),
-            disk,
+            image,
             qmp: qmp.clone(),
             qmp_work: tokio::spawn(work),
         };
@@ -230,7 +234,7 @@ struct Watcher {
     stderr: Source,
     tails: Arc<Tails>,
     log: Option<Log>,
-    disk: Option<GuestDisk>,
+    image: ImageFacts,
     qmp: Qmp,
     qmp_work: JoinHandle<()>,
 }
@@ -292,7 +296,7 @@ impl Watcher {
         if let Some(signal) = status.signal() {
             return if self.process.was_killed(status) { ExitCause::Killed } else { ExitCause::Signal(signal) };
         }
-        if let Some(cause) = panic_cause(&lock(&self.tails.console), self.disk.as_ref()) {
+        if let Some(cause) = panic_cause(&lock(&self.tails.console), &self.image) {
             return cause;
         }
         match (status.code(), self.qmp.shutdown().as_deref()) {
@@ -305,16 +309,18 @@ impl Watcher {
 }
 
 /// What a panic of the guest's kernel means, if there was one.
-fn panic_cause(console: &Tail, disk: Option<&GuestDisk>) -> Option<ExitCause> {
+fn panic_cause(console: &Tail, image: &ImageFacts) -> Option<ExitCause> {
     let line = console.find_last(PANIC)?;
-    match disk {
-        Some(disk) if disk.is_verified && line.contains(MISMATCH) => {
-            let line = console.find_last(MISMATCHED_BLOCK).unwrap_or(line);
-            Some(ExitCause::Mismatch { image: disk.path.clone(), line })
-        }
-        Some(disk) if line.contains(NO_ROOT) => Some(ExitCause::NoRoot { image: disk.path.clone(), line }),
-        _ => Some(ExitCause::Panic(line)),
-    }
+    let path = image.path.clone();
+    Some(if image.is_verified && line.contains(MISMATCH) {
+        ExitCause::Mismatch { image: path, line: console.find_last(MISMATCHED_BLOCK).unwrap_or(line) }
+    } else if image.is_disk && line.contains(NO_ROOT) {
+        ExitCause::NoRoot { image: path, line }
+    } else if line.contains(NO_INIT) {
+        ExitCause::NoInit { image: path, line }
+    } else {
+        ExitCause::Panic(line)
+    })
 }
 
 #[cfg(test)]
@@ -323,23 +329,28 @@ mod tests {
 
     #[test]
     fn an_image_that_is_at_fault_is_told_from_other_panics() {
-        let disk = |is_verified| GuestDisk { path: "/i".into(), is_verified };
+        let image = |is_disk, is_verified| ImageFacts { path: "/i".into(), is_disk, is_verified };
+        let (initrd, unchecked, verified) = (image(false, false), image(true, false), image(true, true));
         let mut console = Tail::default();
-        assert_eq!(panic_cause(&console, None), None);
+        assert_eq!(panic_cause(&console, &initrd), None);
         console.push(b"device-mapper: verity: 254:0: data block 7 is corrupted\nKernel panic - not syncing: ");
         console.push(b"dm-verity device corrupted\nCPU: 0\n");
         let line = "device-mapper: verity: 254:0: data block 7 is corrupted".to_owned();
         let mismatch = ExitCause::Mismatch { image: "/i".into(), line };
-        assert_eq!(panic_cause(&console, Some(&disk(true))), Some(mismatch));
+        assert_eq!(panic_cause(&console, &verified), Some(mismatch));
         // A guest whose image is not checked cannot accuse it.
-        for unchecked in [None, Some(&disk(false))] {
-            assert!(matches!(panic_cause(&console, unchecked), Some(ExitCause::Panic(_))));
+        for image in [&initrd, &unchecked] {
+            assert!(matches!(panic_cause(&console, image), Some(ExitCause::Panic(_))));
         }
         console.push(b"Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\n");
-        assert!(matches!(panic_cause(&console, Some(&disk(true))), Some(ExitCause::NoRoot { .. })));
-        assert!(matches!(panic_cause(&console, None), Some(ExitCause::Panic(_))));
+        assert!(matches!(panic_cause(&console, &verified), Some(ExitCause::NoRoot { .. })));
+        assert!(matches!(panic_cause(&console, &initrd), Some(ExitCause::Panic(_))));
+        console.push(b"Kernel panic - not syncing: No working init found.  Try\n");
+        for image in [&initrd, &verified] {
+            assert!(matches!(panic_cause(&console, image), Some(ExitCause::NoInit { .. })));
+        }
         console.push(b"Kernel panic - not syncing: another\n");
-        assert!(matches!(panic_cause(&console, Some(&disk(true))), Some(ExitCause::Panic(_))));
+        assert!(matches!(panic_cause(&console, &verified), Some(ExitCause::Panic(_))));
     }
 
     #[test]

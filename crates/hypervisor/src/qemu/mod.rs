@@ -42,7 +42,8 @@ use tokio::net::UnixStream;
 
 use self::args::{Descriptors, Model};
 use crate::{
-    Accelerator, Arch, BoxFuture, Capabilities, Error, GuestImage, Hypervisor, Result, Vm, VmConfig, image,
+    Accelerator, Arch, BoxFuture, Capabilities, Error, GuestImage, Hypervisor, Result, Vm, VmConfig,
+    image::{self, Image},
     sys::{
         monotonic_ns,
         spawn::{Confinement, number, spawn},
@@ -103,7 +104,31 @@ impl Qemu {
         if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 {
             return Err(fail("is not an executable file".into()));
         }
-        Ok(())
+        // QEMU would say no more than that it does not know the machine.
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let of = |arch: &Arch| name.starts_with(arch.qemu_program());
+        match Arch::ALL.iter().find(|other| of(other)) {
+            Some(other) if *other != arch => Err(Error::File {
+                what: "QEMU program",
+                path: path.clone(),
+                problem: format!("runs {other} guests, but the guest kernel is for {arch}"),
+                remedy: format!("set path in the configuration to a {} program, or remove it", arch.qemu_program()),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The files a machine boots from, opened and checked, and who QEMU is to be.
+    fn open(&self, kernel: &Path, image: &GuestImage, uid: Option<u32>) -> Result<Opened> {
+        let (kernel_file, model) = self.check_kernel(kernel)?;
+        let image_file = image::open_image(image, model.arch())?;
+        let privileged = rustix::process::geteuid().is_root();
+        let identity = self.identity(uid.filter(|_| privileged));
+        if identity.uid.is_some_and(|uid| uid != 0) {
+            image::require_world_readable("guest kernel", kernel, &kernel_file)?;
+            image::require_world_readable("guest image", image.path(), image_file.file())?;
+        }
+        Ok(Opened { kernel: kernel_file, image: image_file, model, identity, privileged })
     }
 
     fn check_demands(&self, config: &VmConfig) -> Result<()> {
@@ -132,15 +157,10 @@ impl Qemu {
     }
 
     fn start_now(&self, config: VmConfig) -> Result<Box<dyn Vm>> {
-        let (kernel, model) = self.check_kernel(&config.kernel)?;
         self.check_demands(&config)?;
-        let image = image::open_image(&config.image, model.arch())?;
-        let privileged = rustix::process::geteuid().is_root();
-        let (uid, group, notice) = self.identity(config.uid.filter(|_| privileged));
-        if uid.is_some_and(|uid| uid != 0) {
-            image::require_world_readable("guest kernel", &config.kernel, &kernel)?;
-            image::require_world_readable("guest image", config.image.path(), image.file())?;
-        }
+        let Opened { kernel, image, model, identity, privileged } =
+            self.open(&config.kernel, &config.image, config.uid)?;
+        let Identity { uid, group, notice } = identity;
 
         let log = if config.debug { Some(open_console_log(&config.run_dir)?) } else { None };
         let (qmp, qmp_theirs) = socket_pair()?;
@@ -169,31 +189,51 @@ impl Qemu {
             .map_err(|(step, source)| Error::Spawn { path: self.config.path.clone(), step, source })?;
         let spawned_ns = monotonic_ns();
         let streams = machine::Streams { qmp, console, channel, stderr };
-        let disk = image.disk().map(|disk| machine::GuestDisk {
+        let disk = image.disk();
+        let image = machine::ImageFacts {
             path: config.image.path().to_path_buf(),
-            is_verified: disk.verity.is_some(),
-        });
-        Ok(Box::new(machine::Machine::new(child, streams, spawned_ns, log, notice, disk)?))
+            is_disk: disk.is_some(),
+            is_verified: disk.is_some_and(|disk| disk.verity.is_some()),
+        };
+        Ok(Box::new(machine::Machine::new(child, streams, spawned_ns, log, notice, image)?))
     }
 
-    /// Who QEMU is to be: user and group id, supplementary group, and what the user should be told about that.
-    fn identity(&self, uid: Option<u32>) -> (Option<u32>, Option<u32>, Option<String>) {
-        let Some(uid) = uid else { return (None, None, None) };
-        if self.config.accelerator == Accelerator::Tcg {
-            return (Some(uid), None, None);
+    fn identity(&self, uid: Option<u32>) -> Identity {
+        let nobody_else = Identity { uid, group: None, notice: None };
+        if uid.is_none() || self.config.accelerator == Accelerator::Tcg {
+            return nobody_else;
         }
-        let Ok(device) = fs::metadata("/dev/kvm") else { return (Some(uid), None, None) };
+        let Ok(device) = fs::metadata("/dev/kvm") else { return nobody_else };
         match device.mode() & 0o7777 {
-            mode if mode & 0o006 == 0o006 => (Some(uid), None, None),
-            mode if mode & 0o060 == 0o060 => (Some(uid), Some(device.gid()), None),
+            mode if mode & 0o006 == 0o006 => nobody_else,
+            mode if mode & 0o060 == 0o060 => Identity { group: Some(device.gid()), ..nobody_else },
             mode => {
                 let notice = format!(
                     "QEMU runs as root, without capabilities, because /dev/kvm has mode {mode:04o}: give it a group that may use it (chgrp kvm /dev/kvm; chmod 660 /dev/kvm)"
                 );
-                (Some(0), None, Some(notice))
+                Identity { uid: Some(0), group: None, notice: Some(notice) }
             }
         }
     }
+}
+
+/// Who QEMU is to be.
+struct Identity {
+    /// User and group id; `None` is the caller.
+    uid: Option<u32>,
+    /// Supplementary group.
+    group: Option<u32>,
+    /// What the user should be told about that.
+    notice: Option<String>,
+}
+
+/// What a machine is made of, as far as it can be looked at before it is made.
+struct Opened {
+    kernel: File,
+    image: Image,
+    model: &'static Model,
+    identity: Identity,
+    privileged: bool,
 }
 
 impl Hypervisor for Qemu {
@@ -201,10 +241,8 @@ impl Hypervisor for Qemu {
         Capabilities { shared_fs: true, pause: true, max_vcpus: MAX_VCPUS }
     }
 
-    fn check(&self, kernel: &Path, image: &GuestImage) -> Result<()> {
-        let (_, model) = self.check_kernel(kernel)?;
-        image::open_image(image, model.arch())?;
-        Ok(())
+    fn check(&self, kernel: &Path, image: &GuestImage, uid: Option<u32>) -> Result<()> {
+        self.open(kernel, image, uid).map(drop)
     }
 
     fn start(&self, config: VmConfig) -> BoxFuture<'_, Result<Box<dyn Vm>>> {

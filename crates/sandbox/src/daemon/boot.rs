@@ -186,6 +186,11 @@ fn qemu(config: &Config, files: &Files, kvm: bool) -> Qemu {
     })
 }
 
+/// Who the virtual machine monitor of this daemon is.
+fn vmm_uid() -> Option<u32> {
+    rustix::process::geteuid().is_root().then(|| FIRST_VMM_UID + std::process::id())
+}
+
 fn image(files: &Files) -> GuestImage {
     match files.image.clone() {
         config::GuestImage::Initrd(path) => GuestImage::Initrd(path),
@@ -195,7 +200,7 @@ fn image(files: &Files) -> GuestImage {
 
 /// Refuses files that cannot be booted, before anything is started.
 pub(crate) fn check(config: &Config, files: &Files, kvm: bool) -> Result<()> {
-    Ok(hypervisor::Hypervisor::check(&qemu(config, files, kvm), &files.kernel, &image(files))?)
+    Ok(hypervisor::Hypervisor::check(&qemu(config, files, kvm), &files.kernel, &image(files), vmm_uid())?)
 }
 
 fn vm_config(boot: &Boot, dir: &StateDir, vhost_socket: OwnedFd) -> VmConfig {
@@ -203,7 +208,6 @@ fn vm_config(boot: &Boot, dir: &StateDir, vhost_socket: OwnedFd) -> VmConfig {
     if boot.config.agent.enable_debug {
         kernel_params.push_str(" agent.log=debug");
     }
-    let uid = rustix::process::geteuid().is_root().then(|| FIRST_VMM_UID + std::process::id());
     VmConfig {
         kernel: boot.files.kernel.clone(),
         image: image(&boot.files),
@@ -213,7 +217,7 @@ fn vm_config(boot: &Boot, dir: &StateDir, vhost_socket: OwnedFd) -> VmConfig {
         shared_fs: Some(SharedFs { tag: SHARED_FS_TAG.into(), socket: vhost_socket }),
         debug: boot.config.qemu.enable_debug,
         run_dir: dir.file("run"),
-        uid,
+        uid: vmm_uid(),
     }
 }
 
