@@ -11,10 +11,10 @@ export FORMAT ?= image
 export FS ?= erofs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel build stage run image test bench count lint qemu deb install uninstall clean
+.PHONY: help setup kernel build stage run image test aarch64 bench count lint qemu deb install uninstall clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what building and running need, and fetch the guest's kernel
 	@scripts/setup.sh run
@@ -37,6 +37,13 @@ test: ## build, then run all tests
 	@scripts/setup.sh test
 	@scripts/stage.sh
 	@scripts/test.sh
+
+aarch64: ## run containers in an emulated aarch64 guest: build what it needs, then its tests
+	@scripts/setup.sh test
+	@scripts/setup.sh guest aarch64
+	@scripts/stage.sh
+	@scripts/guest.sh aarch64
+	@scripts/test.sh aarch64
 
 bench: ## measure a start, an exec and an idle sandbox beside runc
 	@scripts/setup.sh test

@@ -5,6 +5,7 @@ set -euo pipefail
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${KATA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kata}
 stage=${KATA_STAGE:-$top/target/kata}
+debian_keys=/usr/share/keyrings/debian-archive-keyring.gpg
 export KATA_CACHE=$cache KATA_STAGE=$stage
 
 say() { printf '%s\n' "==> $*"; }
@@ -46,4 +47,44 @@ lock_cache() {
         say "waiting for another set-up on $cache"
         flock -w 1800 9 || fail "another set-up holds $cache/lock for half an hour"
     }
+}
+
+# The architecture's name in Debian.
+debian_architecture() {
+    case $1 in
+    x86_64) echo amd64 ;;
+    aarch64) echo arm64 ;;
+    s390x) echo s390x ;;
+    ppc64le) echo ppc64el ;;
+    *) fail "unknown architecture $1; known are x86_64, aarch64, s390x and ppc64le" ;;
+    esac
+}
+
+# own_apt NAME ARCHITECTURE [SUITE...]: sets the array `own_apt` to an apt-get with package lists below CACHE/apt/NAME, so that the
+# machine's sources, architectures and installed packages neither matter nor change. Of Debian's ARCHITECTURE; the suites
+# are those of the machine's own sources unless named.
+own_apt() {
+    local dir=$cache/apt/$1 architecture=$2 targets uri suite component
+    shift 2
+    # shellcheck disable=SC2016 # the $ is apt's
+    targets=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT) $(LABEL)' 'Created-By: Packages' 'Component: main' |
+        grep ' Debian\(-Security\)\?$') || fail "apt's sources name no mirror of Debian"
+    rm -rf "$dir/parts"
+    mkdir -p "$dir/parts" "$dir/lists/partial" "$dir/cache/archives/partial"
+    if [ $# = 0 ]; then
+        while read -r uri suite component _; do
+            printf 'deb [signed-by=%s] %s %s %s\n' "$debian_keys" "$uri" "$suite" "$component"
+        done <<<"$targets"
+    else
+        # The main archive has every suite, the security archive only that of its release.
+        uri=$(sed -n 's/^\([^ ]*\) .* Debian$/\1/p' <<<"$targets" | head -n 1)
+        [ -n "$uri" ] || fail "apt's sources name no mirror of Debian's main archive"
+        for suite; do
+            printf 'deb [signed-by=%s] %s %s main\n' "$debian_keys" "$uri" "$suite"
+        done
+    fi >"$dir/parts/own.list"
+    # shellcheck disable=SC2034 # for those who source this
+    own_apt=(apt-get -qq -o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$dir/parts" -o "Dir::State::lists=$dir/lists"
+        -o "Dir::Cache=$dir/cache" -o Dir::State::status=/dev/null -o "APT::Architecture=$architecture"
+        -o "APT::Architectures::=$architecture" -o APT::Install-Recommends=false -o APT::Sandbox::User=root -o Debug::NoLocking=1)
 }

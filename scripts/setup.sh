@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that building and running need, and unpacks what a guest boots from into the cache.
-# Usage: setup.sh run|image|test|lint, or setup.sh kernel [ARCH]. Quick when nothing is missing; can be interrupted and repeated.
+# Usage: setup.sh run|image|test|lint, setup.sh kernel [ARCH], or setup.sh guest ARCH for a foreign architecture. Quick when nothing is
+# missing; can be interrupted and repeated.
 . "$(dirname "$0")/lib.sh"
 
 purpose=${1:-run}
@@ -62,7 +63,21 @@ kernel)
     esac
     [ "$arch" = "$(uname -m)" ] || packages+=("$compiler: compiles for $arch")
     ;;
-*) fail "usage: setup.sh run|image|test|lint, or setup.sh kernel [ARCH]" ;;
+guest)
+    arch=${2:-}
+    case $arch in
+    aarch64) cross=(aarch64 arm64) ;;
+    s390x) cross=(s390x s390x) ;;
+    ppc64le) cross=(powerpc64le ppc64el) ;;
+    *) fail "usage: setup.sh guest aarch64|s390x|ppc64le" ;;
+    esac
+    packages+=(
+        "gcc-${cross[0]}-linux-gnu: links the agent for $arch"
+        "libc6-dev-${cross[1]}-cross: its C library, linked statically"
+    )
+    [ "$arch" != aarch64 ] || packages+=("qemu-system-arm: the virtual machine of another architecture")
+    ;;
+*) fail "usage: setup.sh run|image|test|lint, setup.sh kernel [ARCH], or setup.sh guest ARCH" ;;
 esac
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
@@ -80,12 +95,12 @@ update_lists() {
 # A machine with qemu-utils from the backports cannot install the release's QEMU beside it. The backports' QEMU is then taken,
 # with package lists of our own, so that /etc/apt stays as it is.
 install_qemu_from_backports() {
-    local dir=$cache/backports mirror codename
+    local package=$1 dir=$cache/backports mirror codename
     codename=$(. /etc/os-release && printf '%s' "$VERSION_CODENAME")
     # shellcheck disable=SC2016 # the $ is apt's
     mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' "Codename: $codename")
     mirror=${mirror%%$'\n'*}
-    [ -n "$mirror" ] || fail "apt's sources name no mirror of Debian $codename; install qemu-system-x86 by hand"
+    [ -n "$mirror" ] || fail "apt's sources name no mirror of Debian $codename; install $package by hand"
     say "QEMU: the release's conflicts with the qemu-utils that are installed; taking $codename-backports'"
     mkdir -p "$dir/parts" "$dir/lists/partial"
     cat >"$dir/parts/backports.sources" <<SOURCES
@@ -97,7 +112,7 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 SOURCES
     local own=(-o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$dir/parts" -o "Dir::State::lists=$dir/lists")
     quietly apt "${own[@]}" update
-    quietly apt "${own[@]}" install -y --no-remove --no-install-recommends -t "$codename-backports" qemu-system-x86
+    quietly apt "${own[@]}" install -y --no-remove --no-install-recommends -t "$codename-backports" "$package"
 }
 
 install_packages() {
@@ -114,8 +129,8 @@ install_packages() {
     update_lists
     for name in "${missing[@]}"; do
         say "installing $name (apt-get install)"
-        if [ "$name" = qemu-system-x86 ] && ! apt install -s --no-remove --no-install-recommends "$name" >/dev/null 2>&1; then
-            install_qemu_from_backports
+        if [[ $name = qemu-system-* ]] && ! apt install -s --no-remove --no-install-recommends "$name" >/dev/null 2>&1; then
+            install_qemu_from_backports "$name"
         else
             quietly apt install -y --no-remove --no-install-recommends "$name"
         fi
@@ -133,5 +148,10 @@ if [ "$purpose" = lint ]; then
 fi
 [ "$purpose" = kernel ] && exit 0
 lock_cache
+if [ "$purpose" = guest ]; then
+    # Of the others the agent is built, nothing more.
+    [ "$arch" != aarch64 ] || "$top/scripts/rootfs.sh" "$arch"
+    exit 0
+fi
 "$top/scripts/kernel.sh"
 "$top/scripts/rootfs.sh"

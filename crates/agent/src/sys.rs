@@ -23,6 +23,23 @@ fn own(returned: c_long) -> io::Result<OwnedFd> {
 /// Not in all versions of the C library's headers with the right width (linux/sched.h).
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
+/// `struct clone_args` (linux/sched.h), which the libc crate has for some architectures only.
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
 /// Which side of [`clone3`] this is.
 pub enum Cloned {
     /// The new process.
@@ -39,16 +56,14 @@ pub enum Cloned {
 /// # Errors
 /// Those of clone3(2).
 pub fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
-    // SAFETY: the structure is plain integers, for which zero is a value.
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = flags;
-    args.exit_signal = libc::SIGCHLD as u64;
+    let mut args = CloneArgs { flags, exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
-    // SAFETY: `args` lives through the call and no flag among ours shares memory (the callers pass namespaces only).
-    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) })?;
+    // SAFETY: `args` has the kernel's layout and lives through the call, and no flag among ours shares memory (the callers pass
+    // namespaces only).
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })?;
     Ok(if pid == 0 { Cloned::Child } else { Cloned::Parent(u32::try_from(pid).map_err(io::Error::other)?) })
 }
 
@@ -264,8 +279,8 @@ struct RandPoolInfo {
     buf: [u8; ENTROPY_MAX],
 }
 
-/// `_IOW('R', 0x03, int [2])`.
-const RNDADDENTROPY: c_ulong = 0x4008_5203;
+/// `_IOW('R', 0x03, int [2])`, whose number is not the same on every architecture.
+const RNDADDENTROPY: c_ulong = rustix::ioctl::opcode::write::<[c_int; 2]>(b'R', 3) as c_ulong;
 
 /// Adds bytes that nobody can predict to the kernel's entropy pool; at most 512 are used.
 ///

@@ -5,7 +5,8 @@
 //! A distribution ships a bzImage: a small real-mode program that decompresses the kernel proper, relocates it and jumps to
 //! it. In a virtual machine none of that is needed, and emulated it costs seconds. [`kernel`] takes the kernel proper out,
 //! once, on the host. Every virtual machine monitor in question can load that ELF file and enter it by the PVH protocol,
-//! which a kernel announces in a note; one without the note is refused here and not by a guest that stays silent.
+//! which a kernel announces in a note; one without the note is refused here and not by a guest that stays silent. A kernel for
+//! 64-bit Arm is unwrapped likewise, to the `Image` that is booted there.
 //!
 //! # Images
 //!
@@ -28,6 +29,7 @@
 
 mod agent;
 mod architecture;
+mod arm64;
 mod build;
 mod bzimage;
 mod check;

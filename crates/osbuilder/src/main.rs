@@ -17,7 +17,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Take the kernel proper out of a distribution's bzImage, as an ELF file that boots by PVH.
+    /// Take the kernel proper out of a distribution's bzImage, as an ELF file that boots by PVH; for 64-bit Arm, the Image.
     Kernel {
         #[command(flatten)]
         source: KernelSource,
@@ -76,7 +76,7 @@ struct KernelSource {
     /// A directory a kernel package was unpacked into; its boot/vmlinuz-* is used.
     #[arg(long)]
     package_dir: Option<PathBuf>,
-    /// The kernel image, a bzImage or an ELF file.
+    /// The kernel image, a bzImage or an ELF file; for 64-bit Arm an Image, plain, compressed or as an EFI application.
     #[arg(long)]
     vmlinuz: Option<PathBuf>,
 }

@@ -110,12 +110,12 @@ const JUMP_UNLESS_EQUAL_32: u8 = 0x56;
 const JUMP_IF_EQUAL_32: u8 = 0x16;
 const EXIT: u8 = 0x95;
 
+/// A `struct bpf_insn`: code, a byte with both registers, offset, value, in the processor's own byte order. The registers are bit
+/// fields, the first of which is at the end of the byte where memory begins.
 fn instruction(code: u8, to: u8, from: u8, offset: i16, value: u32) -> u64 {
-    u64::from(code)
-        | u64::from(to) << 8
-        | u64::from(from) << 12
-        | u64::from(offset.cast_unsigned()) << 16
-        | u64::from(value) << 32
+    let registers = if cfg!(target_endian = "little") { from << 4 | to } else { to << 4 | from };
+    let ([o0, o1], [v0, v1, v2, v3]) = (offset.to_ne_bytes(), value.to_ne_bytes());
+    u64::from_ne_bytes([code, registers, o0, o1, v0, v1, v2, v3])
 }
 
 /// Instructions that end the program with an answer.
@@ -183,12 +183,13 @@ mod tests {
         let mut registers = [0u64; 11];
         let mut at = 0usize;
         loop {
-            let word = code[at];
-            let (to, from) = ((word >> 8 & 15) as usize, (word >> 12 & 15) as usize);
-            let (offset, value) = ((word >> 16) as u16, (word >> 32) as u32);
+            let [operation, both, o0, o1, v0, v1, v2, v3] = code[at].to_ne_bytes();
+            let (low, high) = (usize::from(both & 15), usize::from(both >> 4));
+            let (to, from) = if cfg!(target_endian = "little") { (low, high) } else { (high, low) };
+            let (offset, value) = (u16::from_ne_bytes([o0, o1]), u32::from_ne_bytes([v0, v1, v2, v3]));
             at += 1;
             let mut jump = |yes: bool| at += if yes { usize::from(offset) } else { 0 };
-            match word as u8 {
+            match operation {
                 LOAD_WORD => registers[to] = context[usize::from(offset) / 4].into(),
                 MOVE => registers[to] = value.into(),
                 MOVE_REGISTER => registers[to] = registers[from],
@@ -209,9 +210,14 @@ mod tests {
     #[test]
     fn instructions_have_the_kernels_layout() {
         // From `llvm-objdump` of the same program written in assembler: r2 = *(u32 *)(r1 + 0), if w2 != 2 goto +6.
-        assert_eq!(instruction(LOAD_WORD, 2, 1, 0, 0).to_le_bytes(), [0x61, 0x12, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(instruction(JUMP_UNLESS_EQUAL_32, 2, 0, 6, 2).to_le_bytes(), [0x56, 0x02, 6, 0, 2, 0, 0, 0]);
-        assert_eq!(answer(true)[1].to_le_bytes(), [0x95, 0, 0, 0, 0, 0, 0, 0]);
+        let (load, jump) = if cfg!(target_endian = "little") {
+            ([0x61, 0x12, 0, 0, 0, 0, 0, 0], [0x56, 0x02, 6, 0, 2, 0, 0, 0])
+        } else {
+            ([0x61, 0x21, 0, 0, 0, 0, 0, 0], [0x56, 0x20, 0, 6, 0, 0, 0, 2])
+        };
+        assert_eq!(instruction(LOAD_WORD, 2, 1, 0, 0).to_ne_bytes(), load);
+        assert_eq!(instruction(JUMP_UNLESS_EQUAL_32, 2, 0, 6, 2).to_ne_bytes(), jump);
+        assert_eq!(answer(true)[1].to_ne_bytes(), [0x95, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     #[test]
