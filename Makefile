@@ -33,7 +33,7 @@ image: build ## build a guest image into target/kata/images (DISTRO=debian, FORM
 	@scripts/setup.sh image
 	@scripts/image.sh
 
-test: ## build, then run all tests
+test: kernel ## build, also the guest's kernel, then run all tests
 	@scripts/setup.sh test
 	@scripts/stage.sh
 	@scripts/test.sh

@@ -88,3 +88,25 @@ own_apt() {
         -o "Dir::Cache=$dir/cache" -o Dir::State::status=/dev/null -o "APT::Architecture=$architecture"
         -o "APT::Architectures::=$architecture" -o APT::Install-Recommends=false -o APT::Sandbox::User=root -o Debug::NoLocking=1)
 }
+
+# make_from OUTPUT SOURCE... -- COMMAND...: runs the command unless the output was made from just these sources, told by
+# path, size and time. Comparing ages is not enough: an unpacked kernel is as old as its package.
+make_from() {
+    local output=$1 sources=() stamp
+    stamp=${output#"$stage"/}
+    shift
+    while [ "$1" != -- ]; do
+        sources+=("$1")
+        shift
+    done
+    shift
+    stamp=$stage/.${stamp//\//-}.from
+    stat -c '%n %s %Y' "${sources[@]}" >"$stamp.new"
+    if [ ! -e "$output" ] || ! cmp -s "$stamp.new" "$stamp"; then
+        say "making $(basename "$output") from ${sources[0]}"
+        "$@" --output "$output"
+        mv "$stamp.new" "$stamp"
+    else
+        rm "$stamp.new"
+    fi
+}

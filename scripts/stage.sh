@@ -15,27 +15,6 @@ put() {
     fi
 }
 
-# make_from OUTPUT SOURCE... -- COMMAND...: runs the command unless the output was made from just these sources, told by
-# path, size and time. Comparing ages is not enough: an unpacked kernel is as old as its package.
-make_from() {
-    local output=$1 sources=() stamp
-    shift
-    while [ "$1" != -- ]; do
-        sources+=("$1")
-        shift
-    done
-    shift
-    stamp=$stage/.$(basename "$output").from
-    stat -c '%n %s %Y' "${sources[@]}" >"$stamp.new"
-    if [ ! -e "$output" ] || ! cmp -s "$stamp.new" "$stamp"; then
-        say "making $(basename "$output") from ${sources[0]}"
-        "$@" --output "$output"
-        mv "$stamp.new" "$stamp"
-    else
-        rm "$stamp.new"
-    fi
-}
-
 share=$stage/share/kata-containers
 mkdir -p "$stage/bin" "$share"
 put "$built/kata-runtime" "$stage/bin/kata-runtime" 755

@@ -1,31 +1,58 @@
 #!/usr/bin/env bash
-# Runs every test and ends with the plain line "N passed, N failed". KATA_CONF_FILE chooses what the end-to-end tests run with:
-# another kernel, guest image or machine.
+# Runs every test and ends with the plain line "N passed, N failed".
+# Usage: test.sh [TEST...]: with names, only those end-to-end tests, and a test that cannot be run fails.
+#
+# The end-to-end tests are run in each guest that scripts/variants.sh makes. KATA_CONF_FILE has them run once, with that
+# configuration: another kernel, guest image or machine.
 . "$(dirname "$0")/lib.sh"
 
 cd "$top"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 status=0
-if [ $# = 0 ]; then
-    say "unit tests"
-    cargo test --workspace --exclude e2e --exclude bench --no-fail-fast 2>&1 | tee "$log" || status=1
-else
-    export KATA_NO_SKIP=1
-fi
-say "end-to-end tests, in virtual machines beside runc"
+
 if [ "$(id -u)" != 0 ]; then
     command -v sudo >/dev/null || fail "the end-to-end tests need root, as runc does; run this as root or install sudo"
     triple=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
-    export "CARGO_TARGET_${triple}_RUNNER=sudo -E"
 fi
-cargo test -p e2e "${@/#/--test=}" --no-fail-fast -- --test-threads 2 2>&1 | tee -a "$log" || status=1
-say "Debian packages, in a clean Debian system"
-if packaging/deb/test.sh 2>&1 | tee -a "$log"; then
-    echo "test result: ok. 1 passed; 0 failed (packages)" >>"$log"
+
+# tested NAME COMMAND...: one test that is no Rust program.
+tested() {
+    if "${@:2}" 2>&1 | tee -a "$log"; then
+        echo "test result: ok. 1 passed; 0 failed ($1)" >>"$log"
+    else
+        echo "test result: FAILED. 0 passed; 1 failed ($1)" >>"$log"
+        status=1
+    fi
+}
+
+end_to_end() {
+    [ -z "${triple:-}" ] || local -x "CARGO_TARGET_${triple}_RUNNER=sudo -E"
+    cargo test -p e2e "${@/#/--test=}" --no-fail-fast -- --test-threads 2 2>&1 | tee -a "$log" || status=1
+}
+
+if [ $# != 0 ]; then
+    KATA_NO_SKIP=1 end_to_end "$@"
 else
-    echo "test result: FAILED. 0 passed; 1 failed (packages)" >>"$log"
-    status=1
+    say "unit tests"
+    cargo test --workspace --exclude e2e --exclude bench --no-fail-fast 2>&1 | tee "$log" || status=1
+    say "end-to-end tests, in virtual machines beside runc"
+    end_to_end
+fi
+if [ $# = 0 ] && [ -z "${KATA_CONF_FILE:-}" ]; then
+    say "guests to test in"
+    variants=$("$top/scripts/variants.sh") || fail "the guests of the tests cannot be made; see above"
+    for variant in $variants; do
+        say "end-to-end tests: $variant"
+        # The long run is for one guest; the others show that it is the same with them.
+        KATA_CYCLES=4 KATA_CONF_FILE=$stage/variants/$variant.toml end_to_end
+    done
+    for image in kata-containers.img kata-containers-initrd.img; do
+        say "self-check of the Debian image $image"
+        tested "check $image" as_root "$stage/bin/kata-osbuilder" check "$stage/images/variants/$image"
+    done
+    say "Debian packages, in a clean Debian system"
+    tested packages packaging/deb/test.sh
 fi
 read -r passed failed < <(sed -n 's/^test result:.* \([0-9]*\) passed; \([0-9]*\) failed.*/\1 \2/p' "$log" |
     awk '{ passed += $1; failed += $2 } END { print passed + 0, failed + 0 }')
