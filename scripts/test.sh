@@ -35,7 +35,7 @@ if [ $# != 0 ]; then
     KATA_NO_SKIP=1 end_to_end "$@"
 else
     say "unit tests"
-    cargo test --workspace --exclude e2e --exclude bench --no-fail-fast 2>&1 | tee "$log" || status=1
+    cargo test --workspace --exclude e2e --no-fail-fast 2>&1 | tee "$log" || status=1
     say "end-to-end tests, in virtual machines beside runc"
     end_to_end
 fi
