@@ -117,7 +117,11 @@ pub(crate) fn document(about: &About) -> Result<Vec<u8>, Error> {
             "licenseConcluded": "NOASSERTION",
             "copyrightText": "NOASSERTION",
         }));
-        relations.push(relation("SPDXRef-Image", "CONTAINS", &id));
+        relations.push(relation("SPDXRef-DOCUMENT", "DESCRIBES", &id));
+        // "Contains" is reserved for packages whose files are all listed.
+        let mut within = relation("SPDXRef-Image", "OTHER", &id);
+        within["comment"] = json!("the file is in the image, and belongs to none of its packages");
+        relations.push(within);
     }
     for (number, locked) in about.crates.iter().enumerate() {
         let id = format!("SPDXRef-Crate-{number}");
@@ -273,6 +277,6 @@ mod tests {
         assert_eq!(value["files"].as_array().unwrap().len(), 1);
         assert_eq!(value["files"][0]["checksums"][0]["checksumValue"], "a9993e364706816aba3e25717850c26c9cd0d89d");
         assert_eq!(value["documentNamespace"], format!("https://spdx.org/spdxdocs/x-img-{}", "01".repeat(32)));
-        assert_eq!(value["relationships"].as_array().unwrap().len(), 4);
+        assert_eq!(value["relationships"].as_array().unwrap().len(), 5);
     }
 }
