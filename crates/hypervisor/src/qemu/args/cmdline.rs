@@ -47,7 +47,7 @@ mod tests {
         let vm = VmConfig { kernel_params: String::new(), ..vm(false) };
         for (arch, machine, expected) in [
             (Arch::X86_64, None, "console=ttyS0 panic=-1 quiet cryptomgr.notests no_timer_check nolapic_timer"),
-            (Arch::X86_64, Some("microvm"), "console=ttyS0 panic=-1 quiet cryptomgr.notests reboot=t"),
+            (Arch::X86_64, Some("microvm"), "console=ttyS0 panic=-1 quiet cryptomgr.notests reboot=t no_timer_check"),
             (Arch::Aarch64, None, "console=ttyAMA0 panic=-1 quiet cryptomgr.notests earlycon"),
         ] {
             assert_eq!(line(arch, machine, Accelerator::Tcg, &vm), expected);
