@@ -68,7 +68,10 @@ pub fn run(runs: usize) -> Result<(), String> {
     );
     let mut held = Vec::new();
     for candidate in &candidates {
+        // Beside another one, as on a node: the program's own pages are then shared and not private.
+        let neighbour = Started::new(&candidate.program, &q35(&candidate.program))?;
         held.push(Started::new(&candidate.program, &q35(&candidate.program))?.held()?);
+        drop(neighbour);
     }
     let pair = |of: fn(&Held) -> u64| [of(&held[0]) as f64, of(&held[1]) as f64];
     compare("RSS of that machine, KiB", pair(|h| h.rss));
@@ -199,11 +202,7 @@ impl Drop for Started {
 /// Private memory, KiB, of the QEMU of a sandbox that does nothing, without the memory that the guest has touched.
 fn idle(program: &Path) -> Result<u64, String> {
     progress(&format!("idle sandbox, {}", program.display()));
-    let directory = tempfile::tempdir().map_err(|e| e.to_string())?;
-    let file = directory.path().join("configuration.toml");
-    fs::write(&file, format!("[hypervisor.qemu]\npath = {:?}\n", program.display().to_string()))
-        .map_err(|e| e.to_string())?;
-    let kata = Runtime::kata_configured(&file);
+    let kata = Runtime::kata_with(&format!("[hypervisor.qemu]\npath = {:?}\n", program.display().to_string()));
     let bundle = Bundle::new(["sleep", "1000"]);
     kata.ok(["run", "--detach", "--bundle", bundle.arg(), "idle"]);
     std::thread::sleep(Duration::from_secs(2));

@@ -75,7 +75,7 @@ copyright_of() {
     (cd "$top" && cargo tree --locked --offline --edges normal --prefix none --format '{p}: {l}' -p "$crate") |
         sed -e 's/ (\/[^)]*)//; s/ (proc-macro)//; s/ (\*)$//' | grep -v ': *$' | sort -u | sed 's/^/ /'
     printf ' and from these Debian source packages, whose copyright files name theirs:\n %s\n' "$(sources_of "$@")"
-    printf '\nFiles: *\nCopyright: the authors of Kata Containers\nLicense: Apache-2.0\n'
+    printf '\nFiles: *\nCopyright: 2026, the authors of Kata Containers\nLicense: Apache-2.0\n'
     printf ' On Debian systems the full text of the Apache License, version 2.0, is in\n /usr/share/common-licenses/Apache-2.0.\n'
 }
 
