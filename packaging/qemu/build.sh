@@ -8,6 +8,8 @@
 # Quick when nothing changed. An interrupted build goes on where it was.
 # shellcheck source=lib.sh
 . "$(dirname "$0")/../../scripts/lib.sh"
+# shellcheck source=packages.sh
+. "$(dirname "$0")/../../scripts/packages.sh"
 
 here=$top/packaging/qemu
 # shellcheck source=../packaging/qemu/source.conf
@@ -65,28 +67,6 @@ packages=(
     "libaio-dev: block devices by Linux AIO"
     "liburing-dev: block devices by io_uring"
 )
-
-installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
-apt() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600 "$@"; }
-
-install_packages() {
-    local entry name missing=()
-    for entry in "${packages[@]}"; do
-        name=${entry%%:*}
-        if ! installed "$name"; then
-            say "needs the package $name (${entry#*: })"
-            missing+=("$name")
-        fi
-    done
-    [ ${#missing[@]} = 0 ] && return
-    command -v apt-get >/dev/null || fail "this recipe knows Debian's apt-get only; install these by hand: ${missing[*]}"
-    say "installing ${missing[*]} (apt-get install)"
-    if ! apt install -y --no-remove --no-install-recommends "${missing[@]}" >/dev/null 2>&1; then
-        say "updating the package lists (apt-get update)"
-        apt update >/dev/null || say "apt-get update had errors; going on with the lists that are there"
-        quietly apt install -y --no-remove --no-install-recommends "${missing[@]}"
-    fi
-}
 
 # Everything that the result depends on, as one line of text.
 inputs() {
