@@ -50,13 +50,13 @@ mod tests {
                 Arch::X86_64,
                 None,
                 "console=ttyS0 panic=-1 quiet cryptomgr.notests \
-                 no_timer_check noreplace-smp disable_mtrr_trim nolapic_timer",
+                 no_timer_check noreplace-smp nolapic_timer",
             ),
             (
                 Arch::X86_64,
                 Some("microvm"),
                 "console=ttyS0 panic=-1 quiet cryptomgr.notests reboot=t \
-                 no_timer_check noreplace-smp disable_mtrr_trim nolapic_timer",
+                 no_timer_check noreplace-smp nolapic_timer",
             ),
             (Arch::Aarch64, None, "console=ttyAMA0 panic=-1 quiet cryptomgr.notests earlycon"),
         ] {

@@ -89,17 +89,16 @@ const MODELS: [Model; 3] = [
 
 /// The emulated processor. Five levels of page tables (`la57`) are one more to walk for every miss of the emulated TLB. `erms`,
 /// `fsrm` and what function 7's further leaves announce are string instructions that are fast in hardware only: emulated, each
-/// byte is an instruction, and eight bytes of an ordinary loop are three. 17 million instructions.
+/// byte is an instruction, and eight bytes of an ordinary loop are three. 15 million instructions.
 const TCG_X86_64: &str = "max,la57=off,erms=off,fsrm=off,level-func7=0";
 
 /// `no_timer_check`: that the timer's interrupt arrives needs no proof by waiting for ten of them, which is 12 million; KVM's guests know
-/// that by themselves. It fails, too, where the emulator gets no processor time meanwhile. `noreplace-smp`: a lone CPU's kernel would take the lock prefixes out of its code and put them back when a second
-/// one is plugged; emulated, the prefix costs nothing. 6 million. `disable_mtrr_trim`: no memory of a virtual machine is
-/// uncached. 1 million.
-const TCG_PC: &str = "no_timer_check noreplace-smp disable_mtrr_trim";
+/// that by themselves. It fails, too, where the emulator gets no processor time meanwhile. `noreplace-smp`: a lone CPU's kernel would
+/// take the lock prefixes out of its code and put them back when a second one is plugged; emulated, the prefix costs nothing. 6 million.
+const TCG_PC: &str = "no_timer_check noreplace-smp";
 
 /// The same where another timer than the local APIC's is used.
-const TCG_PC_ONE_CPU: &str = "no_timer_check noreplace-smp disable_mtrr_trim nolapic_timer";
+const TCG_PC_ONE_CPU: &str = "no_timer_check noreplace-smp nolapic_timer";
 
 /// What depends on what executes the guest's code as well.
 #[derive(Debug, PartialEq, Eq)]
