@@ -2,6 +2,14 @@
 # Builds the product and lays it out as it is installed: STAGE/bin and STAGE/share/kata-containers.
 . "$(dirname "$0")/lib.sh"
 
+# Two at a time would rename each other's files.
+mkdir -p "$stage"
+exec 8>"$stage/.lock"
+flock -n 8 || {
+    say "waiting for another build into $stage"
+    flock -w 1800 8 || fail "another build holds $stage/.lock for half an hour"
+}
+
 say "building (cargo, release)"
 cd "$top"
 cargo build-static --release -p runtime -p kata-agent -p osbuilder -p manuals
