@@ -113,8 +113,8 @@ fetch_source() {
     checksum "$dsc" "$sha256_dsc" && checksum "$dir/qemu_${upstream%-*}.orig.tar.xz" "$sha256_orig" &&
         checksum "$dir/qemu_$upstream.debian.tar.xz" "$sha256_debian" || have=
     [ -n "$have" ] && return
-    [ -n "${lists_are_new:-}" ] || fetch_lists
-    lists_are_new=1
+    [ -n "${suite_lists_are_new:-}" ] || fetch_lists
+    suite_lists_are_new=1
     # All versions that the suite offers, newest first.
     offered=$(apt-cache "${suite_apt[@]}" showsrc --only-source qemu | sed -n 's/^Version: //p' | sort -Vr)
     [ -n "$offered" ] || fail "Debian $suite offers no source package qemu; correct \`suite\` in $here/source.conf"
@@ -144,8 +144,8 @@ fetch_meson() {
     local dir=$cache/qemu/meson-$meson_version deb
     meson=$dir/usr/lib/python3/dist-packages
     [ -d "$meson/mesonbuild" ] && return
-    [ -n "${lists_are_new:-}" ] || fetch_lists
-    lists_are_new=1
+    [ -n "${suite_lists_are_new:-}" ] || fetch_lists
+    suite_lists_are_new=1
     say "downloading Meson $meson_version, which builds QEMU"
     rm -rf "$dir" "$dir.new"
     mkdir -p "$dir.new"
