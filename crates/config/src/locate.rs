@@ -58,7 +58,7 @@ impl Qemu {
     /// `../share/kata-containers` as seen from this program's real path, and in the usual places.
     ///
     /// # Errors
-    /// [`Error::Missing`] for the first that does not exist.
+    /// [`Error::Missing`] for the first that does not exist, a configured QEMU program included.
     pub fn locate_guest(&self) -> Result<GuestFiles, Error> {
         self.locate_guest_from(env::current_exe().ok().as_deref())
     }
@@ -75,6 +75,10 @@ impl Qemu {
     }
 
     fn locate_guest_from(&self, program: Option<&Path>) -> Result<GuestFiles, Error> {
+        // What somebody wrote is told to be wrong before what nobody wrote is told to be missing.
+        if self.path.is_some() {
+            self.choose_program(Vec::new(), String::new())?;
+        }
         let own = program.and_then(|program| Some(program.parent()?.parent()?.join("share/kata-containers")));
         let shares: Vec<PathBuf> = own.into_iter().chain(SHARES.map(PathBuf::from)).collect();
         let in_shares = |names: &[&str]| -> Vec<PathBuf> {
@@ -122,6 +126,10 @@ impl Qemu {
         }
         let programs = programs.into_iter().map(|directory| directory.join(name)).collect();
         let remedy = format!("install QEMU (Debian: {package}), or set `path` in [hypervisor.qemu]");
+        self.choose_program(programs, remedy)
+    }
+
+    fn choose_program(&self, programs: Vec<PathBuf>, remedy: String) -> Result<PathBuf, Error> {
         choose("the QEMU program", self.path.as_ref(), programs, "path", remedy, is_program)
     }
 }
