@@ -27,7 +27,8 @@ share=$stage/share/kata-containers
 mkdir -p "$stage/bin" "$share"
 put "$built/kata-runtime" "$stage/bin/kata-runtime" 755
 ln -sf kata-runtime "$stage/bin/kata-shim"
-"$built/kata-manuals" "$stage/share"
+put "$built/kata-osbuilder" "$stage/bin/kata-osbuilder" 755
+"$built/kata-manuals" "$stage/share" kata-runtime kata-osbuilder
 
 # What `make qemu` built, if it did; the runtime prefers it to the distribution's. A foreign architecture's lies beside our own.
 for program in "$cache"/qemu/*/{full,kvm}/bin/qemu-system-*; do

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Packs the staged product as Debian packages: kata, kata-guest-image, kata-kernel, and kata-qemu and kata-qemu-kvm if
+# Packs the staged product as Debian packages: kata, kata-guest-image, kata-kernel, kata-osbuilder, and kata-qemu and kata-qemu-kvm if
 # `make qemu` built them. The same inputs give the same bytes.
 # Usage: build.sh [--version VERSION] [--compression TYPE] [--output DIRECTORY]
 #   VERSION    default: the workspace's. A version is never made up from the time or the machine.
@@ -29,7 +29,7 @@ command -v dpkg-deb >/dev/null || fail "dpkg-deb is missing: Debian packages can
     fail "--version $version: a digit, then letters, digits and . + ~ are expected"
 
 share=$stage/share/kata-containers
-for file in "$stage/bin/kata-runtime" "$share/vmlinux.container" "$stage/share/man"; do
+for file in "$stage/bin/kata-runtime" "$stage/bin/kata-osbuilder" "$share/vmlinux.container" "$stage/share/man"; do
     [ -e "$file" ] || fail "$file does not exist; run \`make build\` first"
 done
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git -C "$top" log -1 --format=%ct 2>/dev/null || stat -c %Y "$top/Cargo.lock")}
@@ -142,6 +142,20 @@ kata() {
     pack kata "$(sources_of libc6-dev libseccomp-dev libcap-ng-dev)"
 }
 
+osbuilder() {
+    local tree=$work/kata-osbuilder page share=$work/kata-osbuilder/usr/share
+    put 755 "$stage/bin/kata-osbuilder" "$tree/usr/bin"
+    for page in "$stage"/share/man/man1/kata-osbuilder*.1; do
+        compressed "$page" "$share/man/man1/$(basename "$page")"
+    done
+    put 644 "$stage/share/bash-completion/completions/kata-osbuilder" "$share/bash-completion/completions"
+    put 644 "$stage/share/zsh/site-functions/_kata-osbuilder" "$share/zsh/vendor-completions"
+    put 644 "$stage/share/fish/vendor_completions.d/kata-osbuilder.fish" "$share/fish/vendor_completions.d"
+    install -d "$share/doc/kata-osbuilder"
+    copyright_of osbuilder libc6-dev >"$share/doc/kata-osbuilder/copyright"
+    pack kata-osbuilder "$(sources_of libc6-dev)"
+}
+
 guest_image() {
     local tree=$work/kata-guest-image
     # The image, and what may lie beside it: a description of its contents, a disk image with its root hash.
@@ -194,6 +208,7 @@ qemu() {
 
 kata
 guest_image
+osbuilder
 kernel
 qemu full kata-qemu qemu
 qemu kvm kata-qemu-kvm qemu-kvm

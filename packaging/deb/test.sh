@@ -90,7 +90,7 @@ run_container() {
 
 # The test itself, in the namespace.
 test_packages() {
-    local packages=(kata kata-guest-image kata-kernel)
+    local packages=(kata kata-guest-image kata-kernel kata-osbuilder)
     mkdir "$work/tmpfs"
     mount -t tmpfs -o mode=755 kata-deb-test "$work/tmpfs"
     # From here on everything is written to memory.
@@ -124,6 +124,7 @@ test_packages() {
         quietly inside dpkg --verify "$package"
     done
     expect '^kata-runtime version' kata-runtime --version
+    expect '^kata-osbuilder ' kata-osbuilder --version
     expect 'ociVersion' kata-runtime features
     expect '^\.TH KATA-RUNTIME 8' zcat /usr/share/man/man8/kata-runtime.8.gz
     # shellcheck disable=SC2016 # the $ is the other shell's

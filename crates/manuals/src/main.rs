@@ -1,4 +1,4 @@
-//! `kata-manuals DIRECTORY`: writes the manual pages and the completions for bash, zsh and fish of every command line, laid
+//! `kata-manuals DIRECTORY [PROGRAM]...`: writes the manual pages and the completions for bash, zsh and fish of every command line, laid
 //! out as below `share/`. The same definitions give the same bytes.
 
 mod page;
@@ -21,6 +21,8 @@ use text::Extra;
 struct Cli {
     /// The directory to write to: man/, bash-completion/, zsh/ and fish/ are made in it
     directory: PathBuf,
+    /// The programs to write for [default: all]
+    programs: Vec<String>,
 }
 
 /// Why nothing, or not everything, was written.
@@ -34,6 +36,9 @@ enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A program that has no command line defined.
+    #[error("there is no program {0}; there are {1}")]
+    NoProgram(String, String),
     /// A text belongs to a command that does not exist.
     #[error("there is a text for `{0}`, but no such command; correct text.rs")]
     NoCommand(String),
@@ -58,6 +63,7 @@ fn programs() -> Vec<Program> {
             also: &["kata-shim"],
         },
         Program { command: kernel_builder::cli::Cli::command(), section: "1", extras: text::KERNEL, also: &[] },
+        Program { command: osbuilder::cli::Cli::command(), section: "1", extras: text::OSBUILDER, also: &[] },
     ]
 }
 
@@ -87,8 +93,19 @@ fn files(programs: Vec<Program>) -> Result<Vec<(PathBuf, Vec<u8>)>, Error> {
     Ok(files)
 }
 
-fn write(directory: &Path) -> Result<(), Error> {
-    for (path, content) in files(programs())? {
+/// The programs of these names, or all if there are none.
+fn chosen(names: &[String]) -> Result<Vec<Program>, Error> {
+    let mut all = programs();
+    let known: Vec<String> = all.iter().map(|program| program.command.get_name().to_owned()).collect();
+    if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {
+        return Err(Error::NoProgram(unknown.clone(), known.join(", ")));
+    }
+    all.retain(|program| names.is_empty() || names.iter().any(|name| name == program.command.get_name()));
+    Ok(all)
+}
+
+fn write(directory: &Path, names: &[String]) -> Result<(), Error> {
+    for (path, content) in files(chosen(names)?)? {
         let path = directory.join(path);
         let failed = |source| Error::Write { path: path.clone(), source };
         if let Some(parent) = path.parent() {
@@ -107,7 +124,8 @@ fn write(directory: &Path) -> Result<(), Error> {
 }
 
 fn main() -> ExitCode {
-    match write(&Cli::parse().directory) {
+    let cli = Cli::parse();
+    match write(&cli.directory, &cli.programs) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("kata-manuals: {error}");
@@ -167,10 +185,13 @@ mod tests {
     #[test]
     fn files_appear_below_the_directory_and_a_failure_names_the_file() {
         let directory = tempfile::tempdir().unwrap();
-        write(directory.path()).unwrap();
+        write(directory.path(), &["kata-runtime".into()]).unwrap();
         assert!(directory.path().join("man/man8/kata-runtime-run.8").is_file());
+        assert!(!directory.path().join("man/man1").exists(), "of a program that was not asked for");
+        let error = write(directory.path(), &["fly".into()]).unwrap_err().to_string();
+        assert!(error.starts_with("there is no program fly; there are kata-runtime, "), "{error}");
         let stop = directory.path().join("stop");
         fs::write(&stop, "").unwrap();
-        assert!(write(&stop).unwrap_err().to_string().contains("/stop/"));
+        assert!(write(&stop, &[]).unwrap_err().to_string().contains("/stop/"));
     }
 }

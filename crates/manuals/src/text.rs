@@ -317,3 +317,75 @@ pub const KERNEL: &[Extra] = &[
     },
     Extra { command: "fetch", sections: &[BUILD_STATUS, examples(&[Code("kata-kernel fetch --locked")])] },
 ];
+
+/// `kata-osbuilder`.
+pub const OSBUILDER: &[Extra] = &[
+    Extra {
+        command: "",
+        sections: &[
+            section(
+                "DESCRIPTION",
+                &[
+                    Text(
+                        "kata-osbuilder builds what a virtual machine of Kata Containers boots from: guest images, as an initrd or as a disk whose every block is verified while it is read, and kernels taken out of a distribution's package.",
+                    ),
+                    Text(
+                        "The default image holds one program, the agent. Images of a distribution are described by a definition: repositories, keys, packages, clean-up. Definitions come along and can be printed, copied and changed. The same inputs give the same bytes, and a bill of materials lies beside each image.",
+                    ),
+                ],
+            ),
+            BUILD_STATUS,
+            BUILD_ENVIRONMENT,
+            section(
+                "FILES",
+                &[
+                    Item(
+                        "IMAGE.verity",
+                        "Beside a disk image: the root hash and the parameters that it is verified by.",
+                    ),
+                    Item("IMAGE.spdx.json", "Beside an image: its bill of materials."),
+                ],
+            ),
+            examples(&[Code(
+                "kata-osbuilder build --agent kata-agent --output initrd.img\nkata-osbuilder check initrd.img",
+            )]),
+        ],
+    },
+    Extra {
+        command: "kernel",
+        sections: &[
+            BUILD_STATUS,
+            examples(&[Code("kata-osbuilder kernel --vmlinuz /boot/vmlinuz-6.1.0-56-amd64 --output vmlinux")]),
+        ],
+    },
+    Extra {
+        command: "build",
+        sections: &[
+            BUILD_STATUS,
+            BUILD_ENVIRONMENT,
+            examples(&[
+                Text("The agent and nothing else, compressed:"),
+                Code("kata-osbuilder build --agent kata-agent --compression zstd --output initrd.img"),
+                Text("A verified disk with a Debian system:"),
+                Code("kata-osbuilder build --source debian --format image --agent kata-agent --output debian.img"),
+                Text("A definition of one's own:"),
+                Code(
+                    "kata-osbuilder definition debian >mine.toml\nkata-osbuilder build --definition mine.toml --agent kata-agent --output mine.img",
+                ),
+            ]),
+        ],
+    },
+    Extra {
+        command: "check",
+        sections: &[BUILD_STATUS, examples(&[Code("kata-osbuilder check --kernel vmlinux initrd.img")])],
+    },
+    Extra {
+        command: "definition",
+        sections: &[BUILD_STATUS, examples(&[Code("kata-osbuilder definition debian >mine.toml")])],
+    },
+    Extra { command: "verify", sections: &[BUILD_STATUS, examples(&[Code("kata-osbuilder verify debian.img")])] },
+    Extra {
+        command: "initrd",
+        sections: &[BUILD_STATUS, examples(&[Code("kata-osbuilder initrd --agent kata-agent --output initrd.img")])],
+    },
+];

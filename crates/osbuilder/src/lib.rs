@@ -33,6 +33,7 @@ mod arm64;
 mod build;
 mod bzimage;
 mod check;
+pub mod cli;
 mod compression;
 mod cpio;
 mod definition;
