@@ -134,7 +134,9 @@ fn session(runtime: &Runtime, bundle: &Bundle) -> (i32, String) {
 #[test]
 fn a_terminal_session_with_a_resize_shows_what_runc_shows() {
     let mut bundle = Bundle::sh(
-        "tty; trap 'echo resized; stty size' WINCH; stty size; echo ready; read words; test -n \"$words\" || read words; echo \"got $words\"; exit 7",
+        // The signal may come before the shell waits in `read`, which would keep the trap back until something is typed.
+        "tty; trap 'echo resized; stty size; resized=1' WINCH; stty size; echo ready; until test -n \"$resized\"; do sleep 0.1; done; \
+         read words; echo \"got $words\"; exit 7",
     );
     bundle.edit(|config| config["process"]["terminal"] = true.into());
     // Without a probe there is no warning on the terminal that KVM does not work.
