@@ -36,16 +36,11 @@ impl Terminal {
         let name = ptsname(&master, Vec::new()).unwrap();
         let slave: OwnedFd =
             rustix::fs::open(name.as_c_str(), OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).unwrap();
-        let mut terminal = Self {
-            master: File::from(master),
-            child: Self::spawn(command, slave),
-            output: mpsc::channel().1,
-            seen: Vec::new(),
-        };
-        terminal.resize(rows, cols);
-        let mut reader = terminal.master.try_clone().unwrap();
-        let (send, receive) = mpsc::channel();
-        terminal.output = receive;
+        let master = File::from(master);
+        set_size(&master, rows, cols);
+        let mut reader = master.try_clone().unwrap();
+        let (send, output) = mpsc::channel();
+        let terminal = Self { master, child: Self::spawn(command, slave), output, seen: Vec::new() };
         thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(count @ 1..) = reader.read(&mut buffer) {
@@ -58,12 +53,9 @@ impl Terminal {
     }
 
     fn spawn(command: &Command, slave: OwnedFd) -> Child {
-        // setsid(1) makes its standard input the controlling terminal; the sleep lets the size be set first.
+        // setsid(1) makes its standard input the controlling terminal.
         let mut session = Command::new("setsid");
-        session
-            .args(["--ctty", "--wait", "sh", "-c", "sleep 0.2; exec \"$@\"", "sh"])
-            .arg(command.get_program())
-            .args(command.get_args());
+        session.args(["--ctty", "--wait"]).arg(command.get_program()).args(command.get_args());
         for (key, value) in command.get_envs() {
             session.env(key, value.unwrap_or_default());
         }
@@ -73,7 +65,7 @@ impl Terminal {
 
     /// Changes the window's size.
     pub fn resize(&self, rows: u16, cols: u16) {
-        tcsetwinsize(&self.master, Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+        set_size(&self.master, rows, cols);
     }
 
     /// Types.
@@ -118,6 +110,10 @@ impl Terminal {
         }
         (status.code().unwrap_or(-1), String::from_utf8_lossy(&self.seen).into_owned())
     }
+}
+
+fn set_size(master: &File, rows: u16, cols: u16) {
+    tcsetwinsize(master, Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
 }
 
 impl Drop for Terminal {

@@ -58,8 +58,11 @@ fn prepare() -> Result<Foreign, String> {
 }
 
 fn settings(kernel: &Path, initrd: &Path) -> String {
-    // The program is found by the kernel's architecture. Emulated on a busy machine a boot takes its time.
-    format!("[hypervisor.qemu]\nkernel = {kernel:?}\ninitrd = {initrd:?}\n[agent.kata]\ndial_timeout = 110\n")
+    // The program is found by the kernel's architecture. The machine may be another one in the configuration that all tests run with.
+    // Emulated on a busy machine a boot takes its time.
+    format!(
+        "[hypervisor.qemu]\nkernel = {kernel:?}\ninitrd = {initrd:?}\nmachine_type = \"virt\"\n[agent.kata]\ndial_timeout = 110\n"
+    )
 }
 
 #[test]
