@@ -21,11 +21,14 @@
 
 pub mod frame;
 mod messages;
+pub mod network;
+pub mod statistics;
+pub mod storage;
 
 pub use messages::*;
 
 /// Version of the protocol. Host and guest must agree on it exactly.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Name of the virtio-serial port the channel runs over, as seen in `/sys/class/virtio-ports/*/name`.
 pub const CHANNEL_PORT: &str = "io.katacontainers.channel";
@@ -36,6 +39,9 @@ pub const SHARED_FS_TAG: &str = "kataShared";
 /// Where the agent mounts the shared file system, and so the prefix of every path in a specification that names a file of
 /// the host.
 pub const GUEST_SHARED_DIR: &str = "/run/kata-containers/shared/containers";
+
+/// Where the agent mounts file systems that are not shared with the host ([`storage::Storage`]).
+pub const GUEST_STORAGE_DIR: &str = "/run/kata-containers/storage";
 
 /// Path, inside the guest image, of the list of kernel modules: one file name per line, relative to the list's own
 /// directory, dependencies first. Absent when the kernel has everything built in.

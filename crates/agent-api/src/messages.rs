@@ -1,13 +1,19 @@
 //! Requests, replies and the types inside them.
 
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde::{Deserialize, Serialize};
+
+use crate::{
+    network::Network,
+    statistics::Statistics,
+    storage::{DiskDevice, Entry, Storage},
+};
 
 /// A number the host chose for one stdio stream; unique within a sandbox's life.
 pub type StreamToken = u64;
 
 /// [`RequestOf`] with the whole OCI specification, as the host speaks it.
-pub type Request = RequestOf<Spec, Process>;
+pub type Request = RequestOf<Spec, Process, LinuxResources>;
 /// [`CreateContainerOf`] with the whole OCI specification.
 pub type CreateContainer = CreateContainerOf<Spec>;
 /// [`ExecOf`] with the whole OCI specification of a process.
@@ -15,11 +21,11 @@ pub type Exec = ExecOf<Process>;
 
 /// What the host asks of the agent: the first frame of every stream.
 ///
-/// The types of a configuration and of a process are parameters, because the agent reads only those parts of them that concern
+/// The types of a configuration, of a process and of limits are parameters, because the agent reads only those parts of them that concern
 /// it, into types of its own: that saves half a megabyte in every guest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum RequestOf<S, P> {
+pub enum RequestOf<S, P, R> {
     /// First call on the channel. Answered by [`Reply::Hello`].
     Hello(Hello),
     /// This stream becomes the raw bytes of one stdio stream of a process. No reply.
@@ -81,7 +87,66 @@ pub enum RequestOf<S, P> {
         /// The container.
         container: String,
     },
+    /// Makes what the containers of a pod share. Once, before the first of them is created. Answered by [`Reply::Done`].
+    ConfigurePod(Pod),
+    /// Makes the guest's interfaces, routes and neighbours what is given; what is there and not given is removed. May be
+    /// repeated. Waits for interfaces that have not appeared yet. Answered by [`Reply::Done`].
+    ConfigureNetwork(Network),
+    /// Changes a container's limits; what is absent stays as it is. Answered by [`Reply::Done`].
+    UpdateContainer {
+        /// The container.
+        container: String,
+        /// The limits, as `linux.resources` of the OCI configuration.
+        resources: R,
+    },
+    /// Asks what a container uses. Answered by [`Reply::Statistics`].
+    Statistics {
+        /// The container.
+        container: String,
+    },
+    /// Brings CPUs and memory online that were plugged, and waits until the guest has this many. Answered by [`Reply::Done`].
+    Online {
+        /// CPUs, those at boot included.
+        vcpus: u32,
+    },
+    /// Replaces what is in a volume of [`StorageSource::Files`](crate::storage::StorageSource::Files) in one step, as the kubelet does: a watcher in a
+    /// container sees it, and a reader sees the old or the new files. Answered by [`Reply::Done`].
+    UpdateFiles {
+        /// [`Storage::name`].
+        storage: String,
+        /// All that shall be there.
+        entries: Vec<Entry>,
+    },
+    /// Tells what happens in the guest, as long as the stream is open: [`Reply::Event`] each.
+    Events,
+    /// This stream becomes a TCP connection to a port of the guest's loopback. Answered by [`Reply::Done`] and then its raw bytes.
+    Dial {
+        /// The port.
+        port: u16,
+    },
+    /// Asks for figures of the guest and the agent. Answered by [`Reply::Metrics`].
+    Metrics,
 }
+
+/// What the containers of a pod share.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// Host name; empty leaves it as it is.
+    #[serde(default)]
+    pub hostname: String,
+    /// Domain name; empty leaves it as it is.
+    #[serde(default)]
+    pub domainname: String,
+    /// Kernel parameters of the pod's namespaces, as `linux.sysctl` of the OCI configuration.
+    #[serde(default)]
+    pub sysctl: std::collections::BTreeMap<String, String>,
+    /// Size of the pod's `/dev/shm`, bytes; 0 is 64 MiB.
+    #[serde(default)]
+    pub shm_size: u64,
+}
+
+/// In place of a path in `linux.namespaces`: the namespace is the pod's.
+pub const POD_NAMESPACE: &str = "pod";
 
 /// What the agent answers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -100,8 +165,25 @@ pub enum Reply {
     Done,
     /// To [`Request::Processes`].
     Processes(Vec<ProcessInfo>),
+    /// To [`Request::Statistics`].
+    Statistics(Box<Statistics>),
+    /// To [`Request::Events`].
+    Event(Event),
+    /// To [`Request::Metrics`], in the text format of Prometheus.
+    Metrics(String),
     /// The call failed and changed nothing that lasts.
     Fault(Fault),
+}
+
+/// Something that happened in the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// The kernel killed a process of a container for want of memory.
+    OutOfMemory {
+        /// The container.
+        container: String,
+    },
 }
 
 /// What the host tells the guest before anything else.
@@ -158,6 +240,13 @@ pub struct CreateContainerOf<S> {
     /// Start the first process at once, sparing the caller a [`Request::StartContainer`].
     #[serde(default)]
     pub start: bool,
+    /// File systems to be mounted, in this order, before the container is made. The specification names them by their paths below
+    /// [`GUEST_STORAGE_DIR`](crate::GUEST_STORAGE_DIR).
+    #[serde(default)]
+    pub storages: Vec<Storage>,
+    /// Disks that the container shall have as devices.
+    #[serde(default)]
+    pub disks: Vec<DiskDevice>,
 }
 
 /// A further process for a running container.

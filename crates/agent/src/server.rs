@@ -109,6 +109,7 @@ async fn call(agent: &Rc<Agent>, request: Request, stream: &mut BoxStream) -> Re
             agent.containers.delete(&container).await?;
             Ok(Reply::Done)
         }
+        other => Err(fault(FaultKind::InvalidArgument, format!("this agent does not know {}", name(&other)))),
     }
 }
 
@@ -152,5 +153,14 @@ fn name(request: &Request) -> &'static str {
         Request::Resume { .. } => "resume",
         Request::Processes { .. } => "processes",
         Request::DeleteContainer { .. } => "delete container",
+        Request::ConfigurePod(_) => "configure pod",
+        Request::ConfigureNetwork(_) => "configure network",
+        Request::UpdateContainer { .. } => "update container",
+        Request::Statistics { .. } => "statistics",
+        Request::Online { .. } => "online",
+        Request::UpdateFiles { .. } => "update files",
+        Request::Events => "events",
+        Request::Dial { .. } => "dial",
+        Request::Metrics => "metrics",
     }
 }

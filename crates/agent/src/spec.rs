@@ -11,7 +11,7 @@ use agent_api::{CreateContainerOf, ExecOf, RequestOf};
 use serde::Deserialize;
 
 /// What the host asks.
-pub type Request = RequestOf<Spec, Process>;
+pub type Request = RequestOf<Spec, Process, Resources>;
 /// A container to be created.
 pub type CreateContainer = CreateContainerOf<Spec>;
 /// A further process.

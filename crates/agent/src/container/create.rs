@@ -26,7 +26,7 @@ use crate::sys::{Cloned, clone3};
 /// What runc would say; nothing of the container stays.
 pub async fn create(agent: &Rc<Agent>, request: CreateContainer) -> Result<Rc<Container>, Fault> {
     agent.crash_at(CrashPoint::Create);
-    let CreateContainer { id, spec, stdio, seccomp, start } = request;
+    let CreateContainer { id, spec, stdio, seccomp, start, storages: _, disks: _ } = request;
     let mut reservation = agent.containers.reserve(&id)?;
     let namespaces = Namespaces::new(&spec.linux)?;
     check_shared(agent, &spec)?;

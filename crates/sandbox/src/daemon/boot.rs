@@ -111,7 +111,15 @@ async fn talk(machine: &Rc<Machine>, boot: Boot, stdio: StdioEnds, timeline: &mu
     machine.update(|state| state.guest_kernel = Some(reply.kernel_release.clone()))?;
 
     let stdio = relay::connect(machine.opener(), stdio, || machine.token())?;
-    let create = CreateContainer { id: machine.id(), spec: boot.spec, stdio, seccomp: boot.seccomp, start: boot.start };
+    let create = CreateContainer {
+        id: machine.id(),
+        spec: boot.spec,
+        stdio,
+        seccomp: boot.seccomp,
+        start: boot.start,
+        storages: Vec::new(),
+        disks: Vec::new(),
+    };
     let step = if boot.start { "run the container" } else { "create the container" };
     let request = Request::CreateContainer(Box::new(create));
     let pid = machine.start_process(step, None, &request, CREATE_DEADLINE).await?;
