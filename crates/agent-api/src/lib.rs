@@ -43,6 +43,9 @@ pub const GUEST_SHARED_DIR: &str = "/run/kata-containers/shared/containers";
 /// Where the agent mounts file systems that are not shared with the host ([`storage::Storage`]).
 pub const GUEST_STORAGE_DIR: &str = "/run/kata-containers/storage";
 
+/// A pod's `/dev/shm`, once [`Request::ConfigurePod`] was answered.
+pub const GUEST_SHM_DIR: &str = "/run/kata-containers/shm";
+
 /// Path, inside the guest image, of the list of kernel modules: one file name per line, relative to the list's own
 /// directory, dependencies first. Absent when the kernel has everything built in.
 pub const MODULE_LIST: &str = "/lib/modules/load-order";

@@ -51,6 +51,21 @@ pub fn open_tree(path: &Path, recursive: bool) -> Result<OwnedFd, Error> {
     rustix::mount::open_tree(CWD, path, flags).map_err(Error::path("clone the mount at", path))
 }
 
+/// How a tree is attached.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Nobody can write through it.
+    pub read_only: bool,
+    /// What is mounted later beneath its origin arrives, if the origin is a shared mount. Such later mounts have the attributes that they
+    /// were mounted with.
+    pub follow: bool,
+}
+
+impl Access {
+    /// For reading.
+    pub const READ_ONLY: Self = Self { read_only: true, follow: false };
+}
+
 /// The directory that a guest sees. It goes with the mount namespace it was made in.
 #[derive(Debug)]
 pub struct SharedDir {
@@ -83,16 +98,17 @@ impl SharedDir {
     /// Mounts `tree` (from [`open_tree`], of a directory or any other file) at `relative`, and makes the mount point and
     /// the directories above it. A server that already runs sees it at once.
     ///
-    /// The tree becomes private: what its origin mounts later does not arrive. On the host, every mount of it is
-    /// `nodev`, `nosuid` and `noexec`, and read-only if asked.
+    /// The tree becomes private: what its origin mounts later does not arrive, unless it is to follow. On the host, every mount of it
+    /// is `nodev`, `nosuid` and `noexec`, and read-only if asked.
     ///
     /// # Errors
     /// [`Error::NotBeneath`], [`Error::InUse`], and [`Error::Path`] with `relative`; nothing is left behind then.
-    pub fn attach(&self, relative: &Path, tree: OwnedFd, read_only: bool) -> Result<(), Error> {
+    pub fn attach(&self, relative: &Path, tree: OwnedFd, access: Access) -> Result<(), Error> {
         let (above, name) = split(relative)?;
         let kind = rustix::fs::fstat(&tree).map_err(Error::path("inspect the tree for", relative))?;
-        let attributes = sys::INERT | if read_only { sys::READ_ONLY } else { 0 };
-        sys::mount_setattr(tree.as_fd(), attributes, Propagation::Private, true)
+        let attributes = sys::INERT | if access.read_only { sys::READ_ONLY } else { 0 };
+        let propagation = if access.follow { Propagation::Slave } else { Propagation::Private };
+        sys::mount_setattr(tree.as_fd(), attributes, propagation, true)
             .map_err(Error::path("set the mount attributes of the tree for", relative))?;
 
         let is_directory = FileType::from_raw_mode(kind.st_mode) == FileType::Directory;

@@ -16,6 +16,8 @@ pub(crate) enum Propagation {
     Keep,
     /// Nothing comes, nothing goes.
     Private,
+    /// What is mounted at the origin arrives, nothing goes.
+    Slave,
     /// Mounts travel between all copies.
     Shared,
 }
@@ -40,6 +42,7 @@ pub(crate) fn mount_setattr(
         propagation: match propagation {
             Propagation::Keep => 0,
             Propagation::Private => libc::MS_PRIVATE,
+            Propagation::Slave => libc::MS_SLAVE,
             Propagation::Shared => libc::MS_SHARED,
         },
         userns_fd: 0,

@@ -3,11 +3,16 @@
 
 use std::{
     fs,
-    os::unix::fs::{FileTypeExt, MetadataExt},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileTypeExt, MetadataExt},
+    },
     path::{Component, Path, PathBuf},
 };
 
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Mount, Process, Spec};
+
+use rustix::fs::{Mode, OFlags};
 
 use crate::{Error, Result};
 
@@ -20,6 +25,8 @@ pub struct Bundle {
     pub spec: Spec,
     /// Its root file system, absolute.
     pub rootfs: PathBuf,
+    /// Whose it is.
+    pub role: Role,
 }
 
 /// What a mount of a bundle is made from.
@@ -29,8 +36,46 @@ pub(crate) enum MountSource {
     Guest,
     /// A file or directory of the host.
     Host(PathBuf),
-    /// A device node that every Linux has under this path.
-    GuestDevice(&'static str),
+    /// What the guest has under this path: a device node that every Linux has, or what a pod's containers share.
+    GuestPath(&'static str),
+    /// Files that the kubelet changes while the pod runs ([`crate::files`]).
+    Files(PathBuf),
+    /// A directory in memory: the guest's memory, not the host's.
+    Memory {
+        /// On the host.
+        path: PathBuf,
+        /// Its size, bytes.
+        size: u64,
+    },
+    /// A directory of huge pages, the guest's too.
+    HugePages {
+        /// On the host.
+        path: PathBuf,
+        /// Size of a page, bytes.
+        page_size: u64,
+        /// Size in all, bytes.
+        size: u64,
+    },
+}
+
+/// Whose bundle it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// A container that has a sandbox for itself.
+    Alone,
+    /// A pod's sandbox container.
+    Pod,
+    /// One of a pod's containers: it may share the pod's namespaces.
+    Member,
+}
+
+/// The network namespace that a bundle asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetworkNamespace {
+    /// A new one.
+    New,
+    /// One that exists.
+    Path(PathBuf),
 }
 
 /// Character devices that mean the same in every kernel: (major, minor, path). (Linux `admin-guide/devices.txt`.)
@@ -71,7 +116,7 @@ impl Bundle {
     ///
     /// # Errors
     /// [`Error::Bundle`] with the file, the field and what was expected; [`Error::Io`].
-    pub fn load(dir: &Path) -> Result<Self> {
+    pub fn load(dir: &Path, role: Role) -> Result<Self> {
         let (dir, spec) = read_spec(dir)?;
         let file = dir.join("config.json");
         let refuse = Refusals { file: &file };
@@ -103,19 +148,71 @@ impl Bundle {
             .linux()
             .as_ref()
             .ok_or_else(|| refuse.because("linux", "is missing; this runtime runs Linux containers"))?;
-        check_linux(&refuse, &spec, linux)?;
+        check_linux(&refuse, &spec, linux, role)?;
         check_hooks(&refuse, &spec)?;
         for (index, mount) in spec.mounts().iter().flatten().enumerate() {
-            check_mount(&refuse, &dir, index, mount)?;
+            check_mount(&refuse, &dir, index, mount, role)?;
         }
-        Ok(Self { dir, spec, rootfs })
+        Ok(Self { dir, spec, rootfs, role })
     }
 
     /// What each mount is made from, in order.
     pub(crate) fn mount_sources(&self) -> Result<Vec<MountSource>> {
         let file = self.dir.join("config.json");
         let refuse = Refusals { file: &file };
-        self.spec.mounts().iter().flatten().enumerate().map(|(i, m)| check_mount(&refuse, &self.dir, i, m)).collect()
+        self.spec
+            .mounts()
+            .iter()
+            .flatten()
+            .enumerate()
+            .map(|(i, m)| check_mount(&refuse, &self.dir, i, m, self.role))
+            .collect()
+    }
+
+    /// Whether the container may only read a device, by the rules of its devices' cgroup.
+    pub(crate) fn is_read_only_device(&self, device: &LinuxDevice) -> bool {
+        let resources = self.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        let rules = resources.and_then(|resources| resources.devices().as_ref());
+        let own = |rule: &&oci_spec::runtime::LinuxDeviceCgroup| {
+            rule.allow() && rule.major() == Some(device.major()) && rule.minor() == Some(device.minor())
+        };
+        let access = rules.and_then(|rules| rules.iter().rev().find(own)).and_then(|rule| rule.access().clone());
+        access.is_some_and(|access| !access.contains('w'))
+    }
+
+    /// Opens a block device of the host, by its number: the path is the container's.
+    pub(crate) fn open_block_device(&self, index: usize, device: &LinuxDevice, read_only: bool) -> Result<OwnedFd> {
+        let file = self.dir.join("config.json");
+        let refuse = Refusals { file: &file };
+        let (major, minor) = (device.major(), device.minor());
+        let path = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}"))
+            .ok()
+            .and_then(|link| Some(Path::new("/dev").join(link.file_name()?)));
+        let flags = if read_only { OFlags::RDONLY } else { OFlags::RDWR } | OFlags::CLOEXEC;
+        let opened = path.as_deref().map(|path| rustix::fs::open(path, flags, Mode::empty()));
+        let failed = |problem: String| refuse.because(format!("linux.devices[{index}]"), problem);
+        match (opened, path) {
+            (Some(Ok(opened)), Some(path)) => {
+                let found = rustix::fs::fstat(&opened).map_err(|e| failed(e.to_string()))?;
+                let same =
+                    (i64::from(libc::major(found.st_rdev)), i64::from(libc::minor(found.st_rdev))) == (major, minor);
+                if same { Ok(opened) } else { Err(failed(format!("{} is not {major}:{minor}", path.display()))) }
+            }
+            (Some(Err(error)), Some(path)) => {
+                Err(failed(format!("{} ({major}:{minor}) cannot be opened: {error}", path.display())))
+            }
+            _ => Err(failed(format!("there is no block device {major}:{minor} on this host"))),
+        }
+    }
+
+    /// The network namespace that is asked for. A bundle without one has been refused.
+    pub fn network_namespace(&self) -> NetworkNamespace {
+        let namespaces = self.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+        let network = namespaces.into_iter().flatten().find(|n| n.typ() == LinuxNamespaceType::Network);
+        match network.and_then(|network| network.path().clone()) {
+            Some(path) => NetworkNamespace::Path(path),
+            None => NetworkNamespace::New,
+        }
     }
 }
 
@@ -174,14 +271,18 @@ pub fn check_process(file: &Path, field: &str, process: &Process) -> Result<()> 
     Ok(())
 }
 
-fn check_linux(refuse: &Refusals<'_>, spec: &Spec, linux: &Linux) -> Result<()> {
+fn check_linux(refuse: &Refusals<'_>, spec: &Spec, linux: &Linux, role: Role) -> Result<()> {
     let namespaces = linux.namespaces().as_deref().unwrap_or_default();
     for (index, namespace) in namespaces.iter().enumerate() {
         let field = || format!("linux.namespaces[{index}]");
         if namespaces[..index].iter().any(|earlier| earlier.typ() == namespace.typ()) {
             return Err(refuse.because(field(), format!("the {} namespace is listed twice", namespace.typ())));
         }
-        if let Some(path) = namespace.path() {
+        if namespace.typ() == LinuxNamespaceType::Network {
+            // The guest shows the same network; it is looked at when the machine is made.
+            continue;
+        }
+        if let Some(path) = namespace.path().as_ref().filter(|_| !is_shared(namespace.typ(), role)) {
             let problem = format!(
                 "joining the {} namespace {} is not supported: the container has a kernel of its own; leave `path` out for a new one",
                 namespace.typ(),
@@ -226,6 +327,12 @@ fn check_linux(refuse: &Refusals<'_>, spec: &Spec, linux: &Linux) -> Result<()> 
     Ok(())
 }
 
+/// Whether a path names a namespace of the pod, which the guest has.
+fn is_shared(kind: LinuxNamespaceType, role: Role) -> bool {
+    use LinuxNamespaceType::{Ipc, Pid, Uts};
+    role == Role::Member && matches!(kind, Ipc | Pid | Uts)
+}
+
 fn check_device(refuse: &Refusals<'_>, index: usize, device: &LinuxDevice) -> Result<()> {
     let field = format!("linux.devices[{index}]");
     if !device.path().is_absolute() {
@@ -233,7 +340,8 @@ fn check_device(refuse: &Refusals<'_>, index: usize, device: &LinuxDevice) -> Re
     }
     let known = |major, minor| UNIVERSAL_DEVICES.iter().any(|(a, b, _)| (*a as i64, *b as i64) == (major, minor));
     match device.typ() {
-        LinuxDeviceType::P => Ok(()),
+        // Its contents become a disk of the guest; that it is there is found out by opening it.
+        LinuxDeviceType::P | LinuxDeviceType::B => Ok(()),
         LinuxDeviceType::C | LinuxDeviceType::U if known(device.major(), device.minor()) => Ok(()),
         _ => Err(refuse.because(
             field,
@@ -266,7 +374,7 @@ fn check_hooks(refuse: &Refusals<'_>, spec: &Spec) -> Result<()> {
     }
 }
 
-fn check_mount(refuse: &Refusals<'_>, dir: &Path, index: usize, mount: &Mount) -> Result<MountSource> {
+fn check_mount(refuse: &Refusals<'_>, dir: &Path, index: usize, mount: &Mount, role: Role) -> Result<MountSource> {
     let field = |name: &str| format!("mounts[{index}].{name}");
     let destination = mount.destination();
     if !destination.is_absolute() {
@@ -283,9 +391,18 @@ fn check_mount(refuse: &Refusals<'_>, dir: &Path, index: usize, mount: &Mount) -
     if !is_bind(mount) {
         return Ok(MountSource::Guest);
     }
+    if let Some(shared) = mount.options().iter().flatten().find(|option| *option == "rshared" || *option == "shared") {
+        let problem = format!(
+            "{shared:?} asks that mounts made in the container appear on the host, which those of a virtual machine cannot; use rslave or rprivate"
+        );
+        return Err(refuse.because(field("options"), problem));
+    }
     let source =
         mount.source().as_ref().ok_or_else(|| refuse.because(field("source"), "is missing; a bind mount needs one"))?;
     let path = dir.join(source);
+    if role == Role::Member && destination == Path::new("/dev/shm") {
+        return Ok(MountSource::GuestPath(agent_api::GUEST_SHM_DIR));
+    }
     let unusable = |why: String| refuse.because(field("source"), format!("{}: {why}", path.display()));
     let metadata = fs::metadata(&path).map_err(|e| unusable(format!("cannot be used: {e}")))?;
     let kind = metadata.file_type();
@@ -295,7 +412,7 @@ fn check_mount(refuse: &Refusals<'_>, dir: &Path, index: usize, mount: &Mount) -
     if kind.is_char_device() {
         let (major, minor) = (libc::major(metadata.rdev()).into(), libc::minor(metadata.rdev()).into());
         return match UNIVERSAL_DEVICES.iter().find(|known| (known.0, known.1) == (major, minor)) {
-            Some((_, _, guest)) => Ok(MountSource::GuestDevice(guest)),
+            Some((_, _, guest)) => Ok(MountSource::GuestPath(guest)),
             None => Err(unusable("is a device of the host's kernel and cannot be given to a virtual machine".into())),
         };
     }
@@ -308,8 +425,31 @@ fn check_mount(refuse: &Refusals<'_>, dir: &Path, index: usize, mount: &Mount) -
             "belongs to the host's {name} file system, which shows another kernel than the container's; mount type {name} instead"
         )));
     }
-    fs::canonicalize(&path).map(MountSource::Host).map_err(|e| unusable(format!("cannot be used: {e}")))
+    let path = fs::canonicalize(&path).map_err(|e| unusable(format!("cannot be used: {e}")))?;
+    if role != Role::Member {
+        return Ok(MountSource::Host(path));
+    }
+    if crate::files::is_volume(&path) {
+        return Ok(MountSource::Files(path));
+    }
+    let is_empty_dir =
+        path.parent().and_then(Path::file_name).is_some_and(|plugin| plugin == "kubernetes.io~empty-dir");
+    let (block, blocks) = (statistics.f_bsize as u64, statistics.f_blocks);
+    Ok(match statistics.f_type as i64 {
+        TMPFS if is_empty_dir => MountSource::Memory { path, size: block.saturating_mul(blocks) },
+        HUGETLBFS if is_empty_dir => MountSource::HugePages {
+            // Without a size of its own it has that of the container's limit.
+            size: if blocks >> 40 == 0 && blocks > 0 { block.saturating_mul(blocks) } else { 0 },
+            path,
+            page_size: block,
+        },
+        _ => MountSource::Host(path),
+    })
 }
+
+/// `f_type` of a file system in memory and of one of huge pages (statfs(2)).
+const TMPFS: i64 = 0x0102_1994;
+const HUGETLBFS: i64 = 0x9584_58f6;
 
 #[cfg(test)]
 mod tests {
@@ -327,7 +467,7 @@ mod tests {
         });
         edit(&mut config);
         fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-        let loaded = Bundle::load(dir.path());
+        let loaded = Bundle::load(dir.path(), Role::Alone);
         (dir, loaded)
     }
 
@@ -388,11 +528,11 @@ mod tests {
     #[test]
     fn a_missing_or_malformed_configuration_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(Bundle::load(dir.path()).unwrap_err().chain().contains("config.json"));
+        assert!(Bundle::load(dir.path(), Role::Alone).unwrap_err().chain().contains("config.json"));
         fs::write(dir.path().join("config.json"), "{\"ociVersion\": ").unwrap();
-        let text = Bundle::load(dir.path()).unwrap_err().chain();
+        let text = Bundle::load(dir.path(), Role::Alone).unwrap_err().chain();
         assert!(text.contains("line 1"), "{text}");
-        assert!(Bundle::load(&dir.path().join("no")).unwrap_err().chain().contains("open the bundle"));
+        assert!(Bundle::load(&dir.path().join("no"), Role::Alone).unwrap_err().chain().contains("open the bundle"));
     }
 
     #[test]
@@ -400,6 +540,6 @@ mod tests {
         let (_dir, loaded) = bundle(|c| {
             c["mounts"][0] = serde_json::json!({"destination": "/dev/null", "type": "bind", "source": "/dev/null"})
         });
-        assert_eq!(loaded.unwrap().mount_sources().unwrap(), [MountSource::GuestDevice("/dev/null")]);
+        assert_eq!(loaded.unwrap().mount_sources().unwrap(), [MountSource::GuestPath("/dev/null")]);
     }
 }

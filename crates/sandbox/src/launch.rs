@@ -14,10 +14,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use agent_api::SeccompFilter;
-use config::{Config, GuestImage};
-use hypervisor::Arch;
-use oci_spec::runtime::Spec;
+use config::Config;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -26,8 +23,9 @@ use crate::{
     bundle::Bundle,
     client::{Connection, Running, StdioEnds},
     daemon,
+    plan::Plan,
     store::{ContainerState, ProcessRef, StateDir, Status, Store},
-    translate::{Demand, Share, Translated, demand, translate},
+    translate::{Demand, Parts, Prepared, Rootfs, open_tree},
 };
 
 /// What is to be started.
@@ -50,29 +48,17 @@ pub struct Launch<'a> {
     pub warn: &'a mut dyn FnMut(&str),
 }
 
-/// First and only message to a new daemon; the descriptors of `shares` and `stdio` come with it, in this order.
+/// First and only message to a new daemon; the descriptors of `parts.shares`, `parts.disks` and `stdio` come with it, in this order.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Boot {
     pub(crate) dir: PathBuf,
     pub(crate) state: ContainerState,
-    pub(crate) spec: Spec,
-    pub(crate) seccomp: Option<SeccompFilter>,
-    pub(crate) shares: Vec<Share>,
+    pub(crate) parts: Parts,
     pub(crate) stdio: StdioSet,
     pub(crate) start: bool,
-    pub(crate) config: Config,
-    pub(crate) files: Files,
-    pub(crate) kvm: bool,
+    pub(crate) plan: Plan,
     pub(crate) demand: Demand,
     pub(crate) begun_ns: u64,
-}
-
-/// What the machine is made of, as it travels.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Files {
-    pub(crate) vmm: PathBuf,
-    pub(crate) kernel: PathBuf,
-    pub(crate) image: GuestImage,
 }
 
 /// Longest the daemon may take for what comes after the guest has answered.
@@ -85,34 +71,18 @@ const AFTER_BOOT: Duration = Duration::from_secs(60);
 pub fn launch(launch: Launch<'_>) -> Result<Running> {
     let Launch { store, id, bundle, config, stdio, start, begun_ns, warn } = launch;
     store.check_free(id)?;
-    let guest = config.qemu.locate_guest()?;
-    let arch = Arch::of_kernel(&guest.kernel)?;
-    let kvm = daemon::choose_accelerator(config, arch, warn)?;
-    let vmm = config.qemu.locate_program(arch.qemu_program(), arch.qemu_package(), kvm)?;
-    let files = Files { vmm, kernel: guest.kernel, image: guest.image };
-    daemon::check(config, &files, kvm)?;
-    let Translated { spec, seccomp, shares, trees } = translate(id, bundle, arch)?;
-    let demand = demand(&spec, &config.qemu);
+    let plan = Plan::new(config, warn)?;
+    let root = Rootfs::Tree { tree: open_tree(&bundle.rootfs, true)?, read_only: false };
+    let Prepared { parts, trees, disks } = Prepared::new(id, bundle, root, plan.arch()?)?;
+    let demand = Demand::of(&bundle.spec, &config.qemu);
 
     let dir = store.reserve(id)?;
     let launched = (|| {
         let state = initial_state(id, bundle);
         dir.save(&state)?;
-        let boot = Boot {
-            dir: dir.path().into(),
-            state,
-            spec,
-            seccomp,
-            shares,
-            stdio: stdio.set(),
-            start,
-            config: config.clone(),
-            files,
-            kvm,
-            demand,
-            begun_ns,
-        };
-        converse(&dir, &boot, &trees, &stdio)
+        let boot = Boot { dir: dir.path().into(), state, parts, stdio: stdio.set(), start, plan, demand, begun_ns };
+        let attached: Vec<BorrowedFd<'_>> = trees.iter().chain(&disks).map(AsFd::as_fd).collect();
+        converse(&dir, &boot, attached, &stdio)
     })();
     match launched {
         Ok(running) => Ok(running),
@@ -126,7 +96,8 @@ pub fn launch(launch: Launch<'_>) -> Result<Running> {
     }
 }
 
-fn initial_state(id: &str, bundle: &Bundle) -> ContainerState {
+/// What is written down of a sandbox before anything of it exists.
+pub fn initial_state(id: &str, bundle: &Bundle) -> ContainerState {
     ContainerState {
         oci_version: bundle.spec.version().clone(),
         id: id.into(),
@@ -147,7 +118,7 @@ fn initial_state(id: &str, bundle: &Bundle) -> ContainerState {
 }
 
 /// Starts the daemon, tells it what to do and waits for what became of it.
-fn converse(dir: &StateDir, boot: &Boot, trees: &[OwnedFd], stdio: &StdioEnds) -> Result<Running> {
+fn converse(dir: &StateDir, boot: &Boot, attached: Vec<BorrowedFd<'_>>, stdio: &StdioEnds) -> Result<Running> {
     let (ours, theirs) = UnixStream::pair().map_err(|e| Error::io("make a socket pair for the sandbox daemon", e))?;
     let log = dir.file("daemon.log");
     let log = fs::OpenOptions::new()
@@ -169,9 +140,9 @@ fn converse(dir: &StateDir, boot: &Boot, trees: &[OwnedFd], stdio: &StdioEnds) -
 
     let mut connection =
         Connection::new(ours, dir.clone(), if boot.start { "run the container" } else { "create the container" });
-    let descriptors: Vec<BorrowedFd<'_>> = trees.iter().map(AsFd::as_fd).chain(stdio.descriptors()).collect();
+    let descriptors: Vec<BorrowedFd<'_>> = attached.into_iter().chain(stdio.descriptors()).collect();
     connection.send(boot, &descriptors)?;
-    match connection.reply(Some(boot.config.agent.dial_timeout + AFTER_BOOT))? {
+    match connection.reply(Some(boot.plan.config.agent.dial_timeout + AFTER_BOOT))? {
         Reply::Created { pid } => Ok(Running::new(connection, pid)),
         other => Err(connection.unexpected(other)),
     }

@@ -32,18 +32,27 @@
 
 pub mod api;
 pub mod bundle;
+pub mod cgroup;
 pub mod client;
 pub mod daemon;
 mod error;
+mod files;
+pub mod journal;
 pub mod launch;
+mod machine;
 mod passing;
+pub mod plan;
+pub mod pod;
+pub mod rootfs;
 mod seccomp;
 pub mod store;
 mod sys;
 pub mod timeline;
 mod translate;
 
-pub use error::Error;
+pub use error::{Error, chain};
+pub use machine::{Ending, Observer, Outcome, ended};
+pub use translate::{Demand, Prepared, Rootfs, open_tree};
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -1,15 +1,25 @@
 //! From the caller's configuration to the guest's: what is shared, under which name, and what the agent is told.
 
-use std::{os::fd::OwnedFd, path::Path};
+use std::{
+    collections::hash_map::DefaultHasher,
+    fs,
+    hash::{Hash, Hasher},
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+};
 
-use agent_api::{GUEST_SHARED_DIR, SeccompFilter};
+use agent_api::{
+    GUEST_SHARED_DIR, GUEST_STORAGE_DIR, POD_NAMESPACE, SeccompFilter,
+    storage::{DiskDevice, Storage, StorageSource},
+};
 use hypervisor::Arch;
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxDeviceType, LinuxNamespaceType, Mount, Spec};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
     bundle::{Bundle, MountSource},
+    files,
 };
 
 /// A file or directory of the host that the guest shall see. Its descriptor travels beside it.
@@ -19,69 +29,225 @@ pub(crate) struct Share {
     pub(crate) name: String,
     /// Whether the guest is kept from writing, on the host's side.
     pub(crate) read_only: bool,
+    /// Whether what the host mounts later beneath it arrives.
+    #[serde(default)]
+    pub(crate) follow: bool,
 }
 
-/// What a container needs.
-#[derive(Debug)]
-pub(crate) struct Translated {
+/// A disk that the guest shall have. Its descriptor travels beside it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DiskFile {
+    /// By which the guest finds it.
+    pub(crate) serial: String,
+    /// Whether the guest is kept from writing.
+    pub(crate) read_only: bool,
+}
+
+/// A volume of files and where it comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FileVolume {
+    /// Name of the guest's storage.
+    pub(crate) storage: String,
+    /// Directory of the host.
+    pub(crate) source: PathBuf,
+}
+
+/// What the agent is told, and what must have been attached by then.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Parts {
     pub(crate) spec: Spec,
     pub(crate) seccomp: Option<SeccompFilter>,
     pub(crate) shares: Vec<Share>,
+    pub(crate) disks: Vec<DiskFile>,
+    pub(crate) storages: Vec<Storage>,
+    pub(crate) devices: Vec<DiskDevice>,
+    pub(crate) volumes: Vec<FileVolume>,
+}
+
+impl Parts {
+    /// Reads the volumes of files anew.
+    pub(crate) fn read_volumes(&mut self) -> Result<()> {
+        for volume in &self.volumes {
+            let storage = self.storages.iter_mut().find(|storage| storage.name == volume.storage);
+            if let Some(StorageSource::Files { entries }) = storage.map(|storage| &mut storage.source) {
+                *entries = files::read(&volume.source)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A container that was checked and can be created ([`Sandbox::create`](crate::pod::Sandbox::create)).
+#[derive(Debug)]
+pub struct Prepared {
+    pub(crate) parts: Parts,
+    /// Descriptors of `parts.shares`.
     pub(crate) trees: Vec<OwnedFd>,
+    /// Descriptors of `parts.disks`.
+    pub(crate) disks: Vec<OwnedFd>,
+}
+
+/// What a container's root file system is made from.
+#[derive(Debug)]
+pub enum Rootfs {
+    /// A tree of the host, from `open_tree(2)`.
+    Tree {
+        /// The tree.
+        tree: OwnedFd,
+        /// Whether the guest is kept from writing.
+        read_only: bool,
+    },
+    /// A disk, or a file with its contents.
+    Disk {
+        /// Opened for reading, and for writing unless it is read-only.
+        file: OwnedFd,
+        /// Whether the guest is kept from writing.
+        read_only: bool,
+        /// Type of its file system.
+        fs_type: String,
+        /// Options for mounting it, as in mount(8).
+        options: Vec<String>,
+    },
 }
 
 /// What the machine needs beyond its configuration, from the container's limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Demand {
-    pub(crate) vcpus: u32,
-    pub(crate) memory_mib: u32,
+pub struct Demand {
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory, MiB.
+    pub memory_mib: u32,
 }
 
 /// Memory the guest's kernel and agent take beside the container, MiB.
 const GUEST_OVERHEAD_MIB: u64 = 128;
 
-/// Opens what is shared, in the caller's mount namespace, and rewrites every host path.
-pub(crate) fn translate(id: &str, bundle: &Bundle, arch: Arch) -> Result<Translated> {
-    let mut spec = bundle.spec.clone();
-    let mut shares = vec![Share { name: format!("{id}/rootfs"), read_only: false }];
-    let mut trees = vec![open_tree(&bundle.rootfs, true)?];
-
-    if let Some(root) = spec.root_mut() {
-        root.set_path(guest_path(&shares[0].name).into());
+impl Prepared {
+    /// Opens what is shared, in the caller's mount namespace, and rewrites every host path.
+    ///
+    /// # Errors
+    /// [`Error::Bundle`], [`Error::Devices`]: what cannot be given to a guest.
+    pub fn new(id: &str, bundle: &Bundle, rootfs: Rootfs, arch: Arch) -> Result<Self> {
+        let mut prepared = Self {
+            parts: Parts {
+                spec: bundle.spec.clone(),
+                seccomp: None,
+                shares: Vec::new(),
+                disks: Vec::new(),
+                storages: Vec::new(),
+                devices: Vec::new(),
+                volumes: Vec::new(),
+            },
+            trees: Vec::new(),
+            disks: Vec::new(),
+        };
+        let root = prepared.rootfs(id, rootfs);
+        if let Some(spec_root) = prepared.parts.spec.root_mut() {
+            spec_root.set_path(root.into());
+        }
+        let sources = bundle.mount_sources()?;
+        let mut mounts = prepared.parts.spec.mounts().clone().unwrap_or_default();
+        for (index, (mount, source)) in mounts.iter_mut().zip(sources).enumerate() {
+            prepared.mount(id, index, mount, source)?;
+        }
+        prepared.parts.spec.set_mounts(Some(mounts));
+        prepared.devices(id, bundle)?;
+        prepared.linux(bundle, arch)?;
+        let descriptors = prepared.trees.len() + prepared.disks.len();
+        if descriptors + 3 > crate::passing::MAX_DESCRIPTORS {
+            return Err(Error::State(format!(
+                "the container has {} bind mounts and disks; {} are the most that can be shared",
+                descriptors - 1,
+                crate::passing::MAX_DESCRIPTORS - 4
+            )));
+        }
+        Ok(prepared)
     }
-    let sources = bundle.mount_sources()?;
-    for (index, (mount, source)) in spec.mounts_mut().iter_mut().flatten().zip(sources).enumerate() {
-        match source {
-            MountSource::Guest => {}
-            MountSource::GuestDevice(path) => {
-                mount.set_source(Some(path.into()));
-            }
-            MountSource::Host(path) => {
-                let options = mount.options().as_deref().unwrap_or_default();
-                let asks = |name: &str| options.iter().any(|option| option == name);
-                // Later options win, as in mount(8).
-                let read_only =
-                    options.iter().rev().find(|o| ["ro", "rw", "rro"].contains(&o.as_str())).is_some_and(|o| o != "rw");
-                let recursive = !asks("bind") || asks("rbind");
-                let share = Share { name: format!("{id}/mounts/{index}"), read_only };
-                trees.push(open_tree(&path, recursive)?);
-                mount.set_source(Some(guest_path(&share.name).into()));
-                shares.push(share);
+
+    fn rootfs(&mut self, id: &str, rootfs: Rootfs) -> String {
+        let name = format!("{id}/rootfs");
+        match rootfs {
+            Rootfs::Tree { tree, read_only } => self.share(Share { name, read_only, follow: false }, tree),
+            Rootfs::Disk { file, read_only, fs_type, options } => {
+                let serial = self.disk(&name, file, read_only);
+                self.storage(Storage { name, source: StorageSource::Disk { serial, fs_type }, options, of_pod: false })
             }
         }
     }
-    if trees.len() + 3 > crate::passing::MAX_DESCRIPTORS {
-        return Err(Error::State(format!(
-            "the container has {} bind mounts; {} are the most that can be shared",
-            trees.len() - 1,
-            crate::passing::MAX_DESCRIPTORS - 4
-        )));
+
+    /// Gives the guest's path.
+    fn share(&mut self, share: Share, tree: OwnedFd) -> String {
+        let path = format!("{GUEST_SHARED_DIR}/{}", share.name);
+        self.parts.shares.push(share);
+        self.trees.push(tree);
+        path
     }
 
-    let mut seccomp = None;
-    if let Some(linux) = spec.linux_mut() {
+    /// Gives the guest's path. A storage of the pod is named by as many containers, and as often, as use it.
+    fn storage(&mut self, storage: Storage) -> String {
+        let path = format!("{GUEST_STORAGE_DIR}/{}", storage.name);
+        if !self.parts.storages.iter().any(|known| known.name == storage.name) {
+            self.parts.storages.push(storage);
+        }
+        path
+    }
+
+    /// Gives the disk's serial number: 17 bytes, and 20 are possible.
+    fn disk(&mut self, name: &str, file: OwnedFd, read_only: bool) -> String {
+        let serial = format!("k{:016x}", hash(name));
+        self.parts.disks.push(DiskFile { serial: serial.clone(), read_only });
+        self.disks.push(file);
+        serial
+    }
+
+    fn mount(&mut self, id: &str, index: usize, mount: &mut Mount, source: MountSource) -> Result<()> {
+        let guest = match source {
+            MountSource::Guest => return Ok(()),
+            MountSource::GuestPath(path) => path.to_owned(),
+            MountSource::Host(path) => {
+                let share = share_of(format!("{id}/mounts/{index}"), mount);
+                let options = mount.options().as_deref().unwrap_or_default();
+                let asks = |name: &str| options.iter().any(|option| option == name);
+                let tree = open_tree(&path, !asks("bind") || asks("rbind"))?;
+                self.share(share, tree)
+            }
+            MountSource::Files(path) => {
+                let name = volume_name(&path);
+                let entries = files::read(&path)?;
+                self.parts.volumes.push(FileVolume { storage: name.clone(), source: path });
+                let source = StorageSource::Files { entries };
+                self.storage(Storage { name, source, options: Vec::new(), of_pod: true })
+            }
+            MountSource::Memory { path, size } => {
+                let source = StorageSource::Memory { size };
+                self.storage(Storage { name: volume_name(&path), source, options: owner(&path)?, of_pod: true })
+            }
+            MountSource::HugePages { path, page_size, size } => {
+                let source = StorageSource::HugePages { page_size, size };
+                self.storage(Storage { name: volume_name(&path), source, options: owner(&path)?, of_pod: true })
+            }
+        };
+        mount.set_source(Some(guest.into()));
+        Ok(())
+    }
+
+    /// Block devices become disks.
+    fn devices(&mut self, id: &str, bundle: &Bundle) -> Result<()> {
+        let devices = bundle.spec.linux().as_ref().and_then(|linux| linux.devices().clone()).unwrap_or_default();
+        for (index, device) in devices.iter().enumerate().filter(|(_, device)| device.typ() == LinuxDeviceType::B) {
+            let read_only = bundle.is_read_only_device(device);
+            let file = bundle.open_block_device(index, device, read_only)?;
+            let serial = self.disk(&format!("{id}/devices/{index}"), file, read_only);
+            let path = device.path().to_string_lossy().into_owned();
+            self.parts.devices.push(DiskDevice { serial, path, read_only });
+        }
+        Ok(())
+    }
+
+    fn linux(&mut self, bundle: &Bundle, arch: Arch) -> Result<()> {
+        let Some(linux) = self.parts.spec.linux_mut() else { return Ok(()) };
         if let Some(profile) = linux.seccomp() {
-            seccomp = Some(crate::seccomp::compile(profile, arch).map_err(|problem| Error::Bundle {
+            self.parts.seccomp = Some(crate::seccomp::compile(profile, arch).map_err(|problem| Error::Bundle {
                 file: bundle.dir.join("config.json"),
                 field: "linux.seccomp".into(),
                 problem,
@@ -93,37 +259,75 @@ pub(crate) fn translate(id: &str, bundle: &Bundle, arch: Arch) -> Result<Transla
         if let Some(namespaces) = linux.namespaces_mut() {
             // One machine is one pod: its containers share the guest's own network.
             namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Network);
+            for namespace in namespaces {
+                if namespace.path().is_some() {
+                    namespace.set_path(Some(POD_NAMESPACE.into()));
+                }
+            }
         }
+        Ok(())
     }
-    Ok(Translated { spec, seccomp, shares, trees })
 }
 
-fn guest_path(name: &str) -> String {
-    format!("{GUEST_SHARED_DIR}/{name}")
+/// How a directory is shared, by the options of its mount.
+fn share_of(name: String, mount: &Mount) -> Share {
+    let options = mount.options().as_deref().unwrap_or_default();
+    // Later options win, as in mount(8).
+    let read_only = options.iter().rev().find(|o| ["ro", "rw", "rro"].contains(&o.as_str())).is_some_and(|o| o != "rw");
+    let follow = options.iter().any(|option| option == "rslave" || option == "slave");
+    Share { name, read_only, follow }
 }
 
-fn open_tree(path: &Path, recursive: bool) -> Result<OwnedFd> {
+fn hash(text: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The same for all containers of a pod that use a volume.
+fn volume_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    format!("volumes/{:016x}-{name}", hash(path))
+}
+
+/// A volume looks as the kubelet made it on the host.
+fn owner(path: &Path) -> Result<Vec<String>> {
+    let metadata = fs::metadata(path).map_err(|e| Error::io(format!("look at the volume {}", path.display()), e))?;
+    Ok(vec![
+        format!("mode={:o}", metadata.mode() & 0o7777),
+        format!("uid={}", metadata.uid()),
+        format!("gid={}", metadata.gid()),
+    ])
+}
+
+/// Clones a tree of the caller's mount namespace.
+///
+/// # Errors
+/// [`Error::Devices`].
+pub fn open_tree(path: &Path, recursive: bool) -> Result<OwnedFd> {
     Ok(devices::share::open_tree(path, recursive)?)
 }
 
-/// How large the machine must be: at least as configured, and large enough for the container's own limits.
-pub(crate) fn demand(spec: &Spec, config: &config::Qemu) -> Demand {
-    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let memory_limit = resources
-        .and_then(|r| r.memory().as_ref())
-        .and_then(|memory| memory.limit())
-        .and_then(|limit| u64::try_from(limit).ok())
-        .map_or(0, |bytes| bytes.div_ceil(1 << 20) + GUEST_OVERHEAD_MIB);
-    let host_memory = rustix::system::sysinfo().totalram as u64 / (1 << 20);
-    // A limit above the host's memory is "no limit" in other words.
-    let memory_limit = if memory_limit > host_memory { 0 } else { memory_limit };
-    let cpus = resources
-        .and_then(|r| r.cpu().as_ref())
-        .and_then(|cpu| Some((u64::try_from(cpu.quota()?).ok()?, cpu.period().filter(|p| *p > 0)?)))
-        .map_or(0, |(quota, period)| quota.div_ceil(period));
-    let host_cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    Demand {
-        vcpus: config.default_vcpus.max(cpus.min(host_cpus) as u32),
-        memory_mib: config.default_memory.max(memory_limit as u32),
+impl Demand {
+    /// How large the machine must be: at least as configured, and large enough for the container's own limits.
+    pub fn of(spec: &Spec, config: &config::Qemu) -> Self {
+        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        let memory_limit = resources
+            .and_then(|r| r.memory().as_ref())
+            .and_then(|memory| memory.limit())
+            .and_then(|limit| u64::try_from(limit).ok())
+            .map_or(0, |bytes| bytes.div_ceil(1 << 20) + GUEST_OVERHEAD_MIB);
+        let host_memory = rustix::system::sysinfo().totalram as u64 / (1 << 20);
+        // A limit above the host's memory is "no limit" in other words.
+        let memory_limit = if memory_limit > host_memory { 0 } else { memory_limit };
+        let cpus = resources
+            .and_then(|r| r.cpu().as_ref())
+            .and_then(|cpu| Some((u64::try_from(cpu.quota()?).ok()?, cpu.period().filter(|p| *p > 0)?)))
+            .map_or(0, |(quota, period)| quota.div_ceil(period));
+        let host_cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+        Self {
+            vcpus: config.default_vcpus.max(cpus.min(host_cpus) as u32),
+            memory_mib: config.default_memory.max(memory_limit as u32),
+        }
     }
 }

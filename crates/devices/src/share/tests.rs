@@ -63,9 +63,9 @@ fn a_tree_is_attached_with_inert_mounts_and_nothing_shows_outside() {
         let (at, data) = (scratch.dir("at"), scratch.dir("data"));
         fs::write(data.join("file"), "text").unwrap();
         let shared = SharedDir::create(&at).unwrap();
-        shared.attach(Path::new("c1/rw"), open_tree(&data, true).unwrap(), false).unwrap();
-        shared.attach(Path::new("c1/ro"), open_tree(&data, true).unwrap(), true).unwrap();
-        shared.attach(Path::new("c1/file"), open_tree(&data.join("file"), false).unwrap(), true).unwrap();
+        shared.attach(Path::new("c1/rw"), open_tree(&data, true).unwrap(), Access::default()).unwrap();
+        shared.attach(Path::new("c1/ro"), open_tree(&data, true).unwrap(), Access::READ_ONLY).unwrap();
+        shared.attach(Path::new("c1/file"), open_tree(&data.join("file"), false).unwrap(), Access::READ_ONLY).unwrap();
 
         fs::write(at.join("c1/rw/new"), "new").unwrap();
         assert_eq!(fs::read_to_string(data.join("new")).unwrap(), "new");
@@ -89,8 +89,8 @@ fn what_is_detached_leaves_no_name_and_its_neighbour_alone() {
         fs::write(data.join("file"), "text").unwrap();
         let shared = SharedDir::create(&at).unwrap();
         let tree = || open_tree(&data, true).unwrap();
-        shared.attach(Path::new("c1/a/b"), tree(), false).unwrap();
-        shared.attach(Path::new("c1/file"), open_tree(&data.join("file"), false).unwrap(), false).unwrap();
+        shared.attach(Path::new("c1/a/b"), tree(), Access::default()).unwrap();
+        shared.attach(Path::new("c1/file"), open_tree(&data.join("file"), false).unwrap(), Access::default()).unwrap();
         // Even while somebody has a file in it open.
         let open = fs::File::open(at.join("c1/a/b/file")).unwrap();
         shared.detach(Path::new("c1/a/b")).unwrap();
@@ -101,7 +101,7 @@ fn what_is_detached_leaves_no_name_and_its_neighbour_alone() {
         assert!(data.join("file").exists());
         drop(open);
         assert!(matches!(shared.detach(Path::new("c1/file")), Err(Error::NotAttached { .. })));
-        shared.attach(Path::new("c1/a/b"), tree(), false).unwrap();
+        shared.attach(Path::new("c1/a/b"), tree(), Access::default()).unwrap();
     });
 }
 
@@ -114,7 +114,8 @@ fn places_that_are_not_free_or_not_beneath_are_refused_and_leave_nothing() {
         symlink(&elsewhere, data.join("link")).unwrap();
         fs::create_dir(data.join("sub")).unwrap();
         let shared = SharedDir::create(&at).unwrap();
-        let attach = |relative: &str| shared.attach(Path::new(relative), open_tree(&data, false).unwrap(), false);
+        let attach =
+            |relative: &str| shared.attach(Path::new(relative), open_tree(&data, false).unwrap(), Access::default());
         for outside in ["", "/", "/abs", "..", "../x", "a/../b", "."] {
             assert!(matches!(attach(outside), Err(Error::NotBeneath { .. })), "{outside:?}");
             assert!(matches!(shared.detach(Path::new(outside)), Err(Error::NotBeneath { .. })), "{outside:?}");
@@ -154,7 +155,7 @@ fn a_tree_from_another_mount_namespace_is_attached_by_its_descriptor() {
         .join()
         .unwrap();
         assert!(!there.join("file").exists());
-        shared.attach(Path::new("c1"), receiver.recv().unwrap(), true).unwrap();
+        shared.attach(Path::new("c1"), receiver.recv().unwrap(), Access::READ_ONLY).unwrap();
         assert_eq!(fs::read_to_string(at.join("c1/file")).unwrap(), "from there");
         assert_eq!(fs::read_to_string(at.join("c1/inner/file")).unwrap(), "from within");
         assert!(fs::write(at.join("c1/inner/file"), "x").is_err(), "read-only must hold for the mounts beneath, too");
@@ -180,11 +181,14 @@ fn the_hosts_later_mounts_arrive_in_the_namespace_but_not_in_a_tree_and_none_go_
             move || {
                 enter_private_namespace().unwrap();
                 let shared = SharedDir::create(&at).unwrap();
-                shared.attach(Path::new("c1"), open_tree(&data, true).unwrap(), false).unwrap();
+                shared.attach(Path::new("c1"), open_tree(&data, true).unwrap(), Access::default()).unwrap();
+                let follow = Access { follow: true, ..Access::default() };
+                shared.attach(Path::new("c2"), open_tree(&data, true).unwrap(), follow).unwrap();
                 done.send(()).unwrap();
                 wait.recv().unwrap();
                 assert!(host.join("mark").exists());
                 assert!(!at.join("c1/sub/mark").exists());
+                assert!(at.join("c2/sub/mark").exists(), "a tree that follows shows what is mounted later");
             }
         });
         ready.recv().unwrap();
@@ -204,7 +208,7 @@ fn what_the_guest_sees_of_modes_and_devices_is_not_changed_by_inert_mounts() {
         let scratch = Scratch::new("inert");
         let (at, data) = (scratch.dir("at"), scratch.dir("data"));
         let shared = SharedDir::create(&at).unwrap();
-        shared.attach(Path::new("c1"), open_tree(&data, true).unwrap(), false).unwrap();
+        shared.attach(Path::new("c1"), open_tree(&data, true).unwrap(), Access::default()).unwrap();
         let program = at.join("c1/program");
         fs::write(&program, "#!/bin/sh\n").unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).unwrap();

@@ -26,7 +26,7 @@ use std::{
 
 use devices::{
     Error,
-    share::{self, SharedDir},
+    share::{self, Access, SharedDir},
     virtiofs::{self, Cache, Config, LogLevel, Server},
 };
 use guest::{Errno, Guest, ROOT, op};
@@ -147,8 +147,8 @@ impl Stage {
         let (at, data) = (scratch.dir("at"), scratch.dir("data"));
         fs::write(data.join("file"), "hello").unwrap();
         let shared = SharedDir::create(&at).unwrap();
-        shared.attach(Path::new("c1/rw"), share::open_tree(&data, true).unwrap(), false).unwrap();
-        shared.attach(Path::new("c1/ro"), share::open_tree(&data, true).unwrap(), true).unwrap();
+        shared.attach(Path::new("c1/rw"), share::open_tree(&data, true).unwrap(), Access::default()).unwrap();
+        shared.attach(Path::new("c1/ro"), share::open_tree(&data, true).unwrap(), Access::READ_ONLY).unwrap();
         let mut config = Config::new(&at);
         adjust(&mut config);
         let (server, socket) = virtiofs::spawn(&config, Path::new(ITSELF)).unwrap();
@@ -188,10 +188,10 @@ fn reads_and_writes() {
 
     assert_eq!(guest.walk("c2/later").unwrap_err(), ENOENT);
     let tree = share::open_tree(&stage.data, true).unwrap();
-    stage.shared.attach(Path::new("c2/later"), tree, false).unwrap();
+    stage.shared.attach(Path::new("c2/later"), tree, Access::default()).unwrap();
     assert_eq!(guest.read_file("c2/later/new").unwrap(), "from the guest");
     let tree = share::open_tree(&stage.data.join("file"), false).unwrap();
-    stage.shared.attach(Path::new("c2/file"), tree, true).unwrap();
+    stage.shared.attach(Path::new("c2/file"), tree, Access::READ_ONLY).unwrap();
     assert_eq!(guest.read_file("c2/file").unwrap(), "hello");
     assert_eq!(stage.server.stderr_tail(), Vec::<String>::new());
 }

@@ -43,7 +43,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             std::fs::create_dir(dir.path().join("rootfs")).unwrap();
             spec(Some(dir.path()), rootless).unwrap();
-            let bundle = Bundle::load(dir.path()).unwrap();
+            let bundle = Bundle::load(dir.path(), sandbox::bundle::Role::Alone).unwrap();
             assert_eq!(bundle.spec.process().as_ref().unwrap().args().as_deref().unwrap(), ["sh"]);
             assert_eq!(bundle.spec.linux().as_ref().unwrap().uid_mappings().is_some(), rootless);
             let error = spec(Some(dir.path()), rootless).unwrap_err();

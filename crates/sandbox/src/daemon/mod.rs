@@ -1,33 +1,40 @@
 //! The process that owns a sandbox.
 //!
-//! It is single-threaded: every task runs on one thread, shares [`machine::Machine`] by reference counting, and borrows its
-//! cells only between two awaits. Three kinds of task exist:
-//!
-//! * one that **watches** for the machine's death (`machine::watch`): QEMU, the virtio-fs server or the channel ending. It
-//!   says once, to all, who died and why; every other task that waits for the guest waits for that too, so no call hangs
-//!   on a dead machine;
-//! * one per **process** of the container, that waits for its end and remembers it;
-//! * one per **connection** (`serve`), which carries out one call.
+//! It is single-threaded: every task runs on one thread, shares the [`Sandbox`](crate::pod::Sandbox) by reference counting, and borrows
+//! cells only between two awaits. One task per connection ([`serve`]) carries out one call.
 //!
 //! The daemon's mount namespace is private and QEMU and the virtio-fs server are killed by the kernel when it ends, so
 //! whatever kills it leaves just the state directory.
 
-mod boot;
-mod machine;
-mod relay;
 mod serve;
 
 use std::{
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    path::Path,
     process::ExitCode,
+    rc::Rc,
     time::Duration,
 };
 
 use agent_api::frame;
+use tokio::net::UnixListener;
 
-use crate::{Error, Result, api::Reply, launch::Boot, passing, store::StateDir, sys};
-
-pub(crate) use boot::{check, choose_accelerator};
+use self::serve::Host;
+use crate::{
+    Error, Result,
+    api::Reply,
+    client::StdioEnds,
+    journal::{Journal, Recorder},
+    launch::Boot,
+    passing,
+    pod::{Birth, Io, Sandbox},
+    store::{ProcessRef, StateDir, Status},
+    sys,
+    translate::Prepared,
+};
 
 /// `argv[0]` under which the executable becomes a sandbox daemon.
 pub const ROLE: &str = "kata-sandbox";
@@ -72,18 +79,17 @@ async fn main(socket: OwnedFd) -> Result<()> {
 
     let dir = StateDir::at(&boot.dir);
     let booted = tokio::select! {
-        booted = boot::boot(boot, dir.clone(), descriptors) => booted,
+        booted = self::boot(boot, dir.clone(), descriptors) => booted,
         () = hung_up(&caller) => Err(Error::State("the caller ended while the sandbox was being started".into())),
     };
     match booted {
-        Ok(booted) => {
-            let created = Reply::Created { pid: booted.guest_pid };
-            let first = serve::answer_until_exit(caller, booted.machine.clone(), None, Some(created));
+        Ok((host, listener, pid)) => {
+            let first = serve::answer_until_exit(caller, host.clone(), None, Some(Reply::Created { pid }));
             tokio::task::spawn_local(first);
-            serve::serve(booted.machine, booted.listener).await
+            serve::serve(host, listener).await
         }
         Err(error) => {
-            boot::record_failure(&dir, &error);
+            record_failure(&dir, &error);
             let (kind, message) = match &error {
                 Error::Sandbox { kind, message } => (*kind, message.clone()),
                 other => (None, other.chain()),
@@ -109,4 +115,70 @@ async fn hung_up(stream: &tokio::net::UnixStream) {
             Err(_) => return,
         }
     }
+}
+
+/// From nothing to a container. Gives its process's id in the guest.
+async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Result<(Rc<Host>, UnixListener, u32)> {
+    let Boot { state, parts, stdio, start, plan, demand, begun_ns, .. } = boot;
+    if descriptors.len() != parts.shares.len() + parts.disks.len() + stdio.count() {
+        return Err(Error::State("the caller sent another number of descriptors than it said".into()));
+    }
+    let stdio = StdioEnds::from_descriptors(stdio, descriptors.split_off(parts.shares.len() + parts.disks.len()));
+    let disks = descriptors.split_off(parts.shares.len());
+    let prepared = Prepared { parts, trees: descriptors, disks };
+    let journal = Journal::new(dir.clone(), state);
+    journal.update(|state| {
+        state.daemon = ProcessRef::of(std::process::id());
+        state.creator = None;
+    })?;
+    let listener = UnixListener::bind(socket_path(&dir)?.path())
+        .map_err(|e| Error::io(format!("listen on {}", dir.file("sock").display()), e))?;
+    devices::share::enter_private_namespace()?;
+    let observer = Rc::new(Recorder(journal.clone()));
+    let sandbox =
+        Sandbox::boot(Birth { plan, demand, journal: journal.clone(), observer, pod: None, begun_ns }).await?;
+    let created = match sandbox.create(dir.id(), prepared, Io::of_sockets(stdio.unwrap_or_default())?, start).await {
+        Ok(created) => created,
+        Err(error) => {
+            sandbox.stop().await;
+            return Err(error);
+        }
+    };
+    // Before anything else is awaited, so that a process that ends at once is not called running after it was called stopped.
+    journal.update(|state| state.status = if start { Status::Running } else { Status::Created })?;
+    sandbox.save_timeline()?;
+    Ok((Rc::new(Host { sandbox, journal }), listener, created.guest_pid))
+}
+
+/// Writes down why a sandbox is not.
+fn record_failure(dir: &StateDir, error: &Error) {
+    let Ok(mut state) = dir.load() else { return };
+    state.status = Status::Stopped;
+    state.failure = Some(error.chain());
+    if let Err(error) = dir.save(&state) {
+        eprintln!("{}", error.chain());
+    }
+}
+
+/// The daemon's own socket, through the directory's descriptor: its path may be longer than a socket's may be.
+struct SocketPath {
+    _directory: OwnedFd,
+    path: std::path::PathBuf,
+}
+
+impl SocketPath {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn socket_path(dir: &StateDir) -> Result<SocketPath> {
+    let directory = rustix::fs::open(
+        dir.path(),
+        rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )
+    .map_err(|e| Error::io(format!("open {}", dir.path().display()), e))?;
+    let path = format!("/proc/self/fd/{}/sock", directory.as_raw_fd()).into();
+    Ok(SocketPath { _directory: directory, path })
 }

@@ -2,21 +2,32 @@
 
 use std::{rc::Rc, time::Duration};
 
-use agent_api::{Exec, FaultKind, Reply as AgentReply, Request as AgentRequest, frame};
+use agent_api::{FaultKind, frame};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::{
-    hung_up,
-    machine::{CALL_DEADLINE, Machine, ended, out_of_turn},
-    relay,
-};
+use super::hung_up;
 use crate::{
     Error, Result,
     api::{Reply, Request},
     client::StdioEnds,
+    journal::Journal,
+    machine::ended,
     passing,
+    pod::{Io, Sandbox},
     store::{ProcessRef, Status},
 };
+
+/// A sandbox with the one container it was made for, which has the sandbox's name.
+pub(super) struct Host {
+    pub(super) sandbox: Rc<Sandbox>,
+    pub(super) journal: Rc<Journal>,
+}
+
+impl Host {
+    fn container(&self) -> &str {
+        self.journal.dir().id()
+    }
+}
 
 /// How long a caller may take to say what it wants.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
@@ -24,39 +35,39 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 const KILL: i32 = 9;
 
 /// Accepts connections until the sandbox is deleted.
-pub(super) async fn serve(machine: Rc<Machine>, listener: UnixListener) -> Result<()> {
+pub(super) async fn serve(host: Rc<Host>, listener: UnixListener) -> Result<()> {
     let (deleted, mut end) = tokio::sync::mpsc::channel::<()>(1);
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let (stream, _) = accepted.map_err(|e| Error::io("accept a caller", e))?;
-                tokio::task::spawn_local(answer(stream, machine.clone(), deleted.clone()));
+                tokio::task::spawn_local(answer(stream, host.clone(), deleted.clone()));
             }
             _ = end.recv() => return Ok(()),
         }
     }
 }
 
-async fn answer(mut stream: UnixStream, machine: Rc<Machine>, deleted: tokio::sync::mpsc::Sender<()>) {
+async fn answer(mut stream: UnixStream, host: Rc<Host>, deleted: tokio::sync::mpsc::Sender<()>) {
     let received =
         tokio::time::timeout(REQUEST_DEADLINE, passing::receive::<Request>(&mut stream, frame::MAX_REQUEST)).await;
     // A caller that says nothing, or nonsense, is not answered.
     let Ok(Ok((request, descriptors))) = received else { return };
     let reply = match request {
-        Request::Wait { exec } => return answer_until_exit(stream, machine, exec, None).await,
-        Request::Supervise { pid, exec } => return supervise(stream, machine, pid, exec).await,
+        Request::Wait { exec } => return answer_until_exit(stream, host, exec, None).await,
+        Request::Supervise { pid, exec } => return supervise(stream, host, pid, exec).await,
         Request::Exec { id, process, stdio } => {
             let started = match StdioEnds::from_descriptors(stdio, descriptors) {
-                Some(ends) => execute(&machine, &id, *process, ends).await,
+                Some(ends) => execute(&host, &id, *process, ends).await,
                 None => Err(Error::State("the number of stdio descriptors is not what the request says".into())),
             };
             match started {
-                Ok(pid) => return answer_until_exit(stream, machine, Some(id), Some(Reply::Created { pid })).await,
+                Ok(pid) => return answer_until_exit(stream, host, Some(id), Some(Reply::Created { pid })).await,
                 Err(error) => failed(error),
             }
         }
         Request::Delete { force } => {
-            let reply = delete(&machine, force).await.map_or_else(failed, |()| Reply::Done);
+            let reply = delete(&host, force).await.map_or_else(failed, |()| Reply::Done);
             let done = matches!(reply, Reply::Done);
             let _ = frame::write(&mut stream, &reply).await;
             if done {
@@ -64,7 +75,7 @@ async fn answer(mut stream: UnixStream, machine: Rc<Machine>, deleted: tokio::sy
             }
             return;
         }
-        other => carry_out(&machine, other).await.unwrap_or_else(failed),
+        other => carry_out(&host, other).await.unwrap_or_else(failed),
     };
     // Whoever asked may have gone; there is nobody else to tell.
     let _ = frame::write(&mut stream, &reply).await;
@@ -81,37 +92,31 @@ fn invalid(message: impl Into<String>) -> Error {
     Error::Sandbox { kind: Some(FaultKind::InvalidState), message: message.into() }
 }
 
-async fn carry_out(machine: &Machine, request: Request) -> Result<Reply> {
-    let container = machine.id();
+async fn carry_out(host: &Host, request: Request) -> Result<Reply> {
+    let (sandbox, journal, container) = (&host.sandbox, &host.journal, host.container());
     match request {
-        Request::State => return Ok(Reply::State(Box::new(machine.state()))),
-        Request::Start => start(machine).await?,
+        Request::State => return Ok(Reply::State(Box::new(journal.state()))),
+        Request::Start => start(host).await?,
         Request::Signal { exec, signal, all } => {
-            if exec.is_none() && machine.status() == Status::Stopped {
+            if exec.is_none() && journal.status() == Status::Stopped {
                 return Err(invalid("container not running"));
             }
-            machine.done("send a signal", &AgentRequest::Signal { container, exec, signal, all }).await?;
+            sandbox.signal(container, exec.as_deref(), signal, all).await?;
         }
-        Request::Resize { exec, size } => {
-            machine.done("resize the terminal", &AgentRequest::ResizeTty { container, exec, size }).await?;
-        }
+        Request::Resize { exec, size } => sandbox.resize(container, exec.as_deref(), size).await?,
         Request::Pause => {
-            expect(machine, &[Status::Running], "container not running")?;
-            machine.done("pause the container", &AgentRequest::Pause { container }).await?;
-            machine.update(|state| state.status = Status::Paused)?;
+            expect(host, &[Status::Running], "container not running")?;
+            sandbox.pause(container).await?;
+            journal.update(|state| state.status = Status::Paused)?;
         }
         Request::Resume => {
-            expect(machine, &[Status::Paused], "container not paused")?;
-            machine.done("resume the container", &AgentRequest::Resume { container }).await?;
-            machine.update(|state| state.status = Status::Running)?;
+            expect(host, &[Status::Paused], "container not paused")?;
+            sandbox.resume(container).await?;
+            journal.update(|state| state.status = Status::Running)?;
         }
         Request::Processes => {
-            expect(machine, &[Status::Created, Status::Running, Status::Paused], "container not running")?;
-            let step = "list the processes";
-            return match machine.call(step, &AgentRequest::Processes { container }).await? {
-                (AgentReply::Processes(processes), _) => Ok(Reply::Processes(processes)),
-                (other, _) => Err(out_of_turn(step, &other)),
-            };
+            expect(host, &[Status::Created, Status::Running, Status::Paused], "container not running")?;
+            return Ok(Reply::Processes(sandbox.processes(container).await?));
         }
         Request::Exec { .. } | Request::Wait { .. } | Request::Supervise { .. } | Request::Delete { .. } => {
             return Err(Error::State("this request is answered elsewhere".into()));
@@ -120,50 +125,46 @@ async fn carry_out(machine: &Machine, request: Request) -> Result<Reply> {
     Ok(Reply::Done)
 }
 
-fn expect(machine: &Machine, allowed: &[Status], otherwise: &str) -> Result<()> {
-    if allowed.contains(&machine.status()) { Ok(()) } else { Err(invalid(otherwise)) }
+fn expect(host: &Host, allowed: &[Status], otherwise: &str) -> Result<()> {
+    if allowed.contains(&host.journal.status()) { Ok(()) } else { Err(invalid(otherwise)) }
 }
 
-async fn start(machine: &Machine) -> Result<()> {
-    match machine.status() {
+async fn start(host: &Host) -> Result<()> {
+    match host.journal.status() {
         Status::Created => {}
         Status::Stopped => return Err(invalid("cannot start a container that has stopped")),
         Status::Running => return Err(invalid("cannot start an already running container")),
         other => return Err(invalid(format!("cannot start a container in the {other} state"))),
     }
-    machine.done("start the container", &AgentRequest::StartContainer { container: machine.id() }).await?;
+    host.sandbox.start(host.container()).await?;
     // It may have ended already.
-    machine.update(|state| {
+    host.journal.update(|state| {
         if state.status == Status::Created {
             state.status = Status::Running;
         }
     })
 }
 
-async fn execute(machine: &Rc<Machine>, id: &str, process: oci_spec::runtime::Process, ends: StdioEnds) -> Result<u32> {
-    match machine.status() {
+async fn execute(host: &Host, id: &str, process: oci_spec::runtime::Process, ends: StdioEnds) -> Result<u32> {
+    match host.journal.status() {
         Status::Running | Status::Created => {}
         Status::Paused => return Err(invalid("cannot exec in a paused container (use --ignore-paused to override)")),
         _ => return Err(invalid("cannot exec in a stopped container")),
     }
-    if machine.is_running(id) {
+    if host.sandbox.is_running(host.container(), Some(id)) {
         return Err(invalid(format!("a process {id:?} runs already in this container")));
     }
-    let stdio = relay::connect(machine.opener(), ends, || machine.token())?;
-    let exec = Exec { container: machine.id(), id: id.into(), process, stdio };
-    machine
-        .start_process("execute the process", Some(id.into()), &AgentRequest::Exec(Box::new(exec)), CALL_DEADLINE)
-        .await
+    Ok(host.sandbox.exec(host.container(), id, process, Io::of_sockets(ends)?).await?.guest_pid)
 }
 
 /// Says `first`, waits for a process's end and says how it ended.
 pub(super) async fn answer_until_exit(
     mut stream: UnixStream,
-    machine: Rc<Machine>,
+    host: Rc<Host>,
     exec: Option<String>,
     first: Option<Reply>,
 ) {
-    let last = match machine.ending(exec.as_deref()) {
+    let last = match host.sandbox.ending(host.container(), exec.as_deref()) {
         Ok(ending) => {
             if let Some(first) = first
                 && frame::write(&mut stream, &first).await.is_err()
@@ -184,39 +185,39 @@ pub(super) async fn answer_until_exit(
 }
 
 /// Lets a process on the host stand for one in the guest: each dies with the other.
-async fn supervise(stream: UnixStream, machine: Rc<Machine>, pid: u32, exec: Option<String>) {
-    let Ok(ending) = machine.ending(exec.as_deref()) else {
-        return answer_until_exit(stream, machine, exec, None).await;
+async fn supervise(stream: UnixStream, host: Rc<Host>, pid: u32, exec: Option<String>) {
+    let Ok(ending) = host.sandbox.ending(host.container(), exec.as_deref()) else {
+        return answer_until_exit(stream, host, exec, None).await;
     };
     if exec.is_none() && ProcessRef::of(pid).is_some() {
-        machine.update_or_log(|state| {
+        host.journal.update_or_log(|state| {
             if state.status != Status::Stopped {
                 state.pid = pid;
             }
         });
     }
-    answer_until_exit(stream, machine.clone(), exec.clone(), Some(Reply::Done)).await;
+    answer_until_exit(stream, host.clone(), exec.clone(), Some(Reply::Done)).await;
     if ending.borrow().is_none() {
-        let request = AgentRequest::Signal { container: machine.id(), exec, signal: KILL, all: false };
-        if let Err(error) = machine.done("kill the process whose stand-in on the host died", &request).await {
+        // Its stand-in on the host died.
+        if let Err(error) = host.sandbox.signal(host.container(), exec.as_deref(), KILL, false).await {
             eprintln!("{}", error.chain());
         }
     }
 }
 
-async fn delete(machine: &Machine, force: bool) -> Result<()> {
-    let status = machine.status();
+async fn delete(host: &Host, force: bool) -> Result<()> {
+    let status = host.journal.status();
     if !force && status != Status::Stopped {
-        return Err(invalid(format!("cannot delete container {} that is not stopped: {status}", machine.id())));
+        return Err(invalid(format!("cannot delete container {} that is not stopped: {status}", host.container())));
     }
     // Nothing in the guest is worth a conversation: its processes are gone or shall be, and what they wrote to shared files
     // was written through when they wrote it.
-    machine.end().await;
-    machine.update_or_log(|state| {
+    host.sandbox.stop().await;
+    host.journal.update_or_log(|state| {
         state.status = Status::Stopped;
         state.pid = 0;
     });
     // The name must be free for new callers before the caller is told; the rest is the caller's to remove.
-    let _ = std::fs::remove_file(machine.dir().file("sock"));
+    let _ = std::fs::remove_file(host.journal.dir().file("sock"));
     Ok(())
 }

@@ -1,4 +1,12 @@
-//! A running machine, and calls to the agent in it.
+//! A running machine: calls to the agent in it, the processes that were started by them, and its death.
+//!
+//! Three kinds of task exist for a machine: one that **watches** for its death ([`boot`]): QEMU, the virtio-fs server or the
+//! channel ending. It says once, to all, who died and why; every other task that waits for the guest waits for that too,
+//! so no call hangs on a dead machine. One per **process**, that waits for its end and remembers it. One per **stream** of a
+//! process's stdio ([`relay`]).
+
+pub(crate) mod boot;
+pub(crate) mod relay;
 
 use std::{
     cell::{Cell, RefCell},
@@ -8,15 +16,13 @@ use std::{
 };
 
 use agent_api::{ExitStatus, FaultKind, Reply, Request, StreamToken, frame};
+use hypervisor::Vm;
 use tokio::sync::watch;
 
-use crate::{
-    Error, Result,
-    store::{ContainerState, StateDir, Status},
-};
+use crate::{Error, Result};
 
 /// How long the agent may take for one call.
-pub(super) const CALL_DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(30);
 /// How long after the channel broke the reason may take to show: a killed process has to be reaped first.
 const EPITAPH_DEADLINE: Duration = Duration::from_secs(3);
 /// How a process ends that is killed.
@@ -25,83 +31,66 @@ const KILLED: ExitStatus = ExitStatus::Signal(9);
 const REMEMBERED: usize = 256;
 
 /// How a process ended, or why nobody knows.
-pub(super) type Outcome = std::result::Result<ExitStatus, Rc<str>>;
+pub type Outcome = std::result::Result<ExitStatus, Rc<str>>;
 
 /// The end of a process, once and for everybody who waits.
-pub(super) type Ending = watch::Receiver<Option<Outcome>>;
+pub type Ending = watch::Receiver<Option<Outcome>>;
 
-/// What the tasks of a daemon share.
-pub(super) struct Machine {
-    dir: StateDir,
-    state: RefCell<ContainerState>,
+/// Who is told of what happens, before anybody who waits for it.
+pub trait Observer {
+    /// A process has ended: of `container`, its first one if `exec` is absent.
+    fn process_ended(&self, container: &str, exec: Option<&str>, outcome: &Outcome);
+    /// The machine has died by itself.
+    fn died(&self, reason: &str);
+    /// The guest's kernel has killed a process of a container for want of memory.
+    fn out_of_memory(&self, container: &str);
+}
+
+/// A process, by its container and, unless it is the first one, its name.
+type Name = (String, Option<String>);
+
+/// What the tasks of a sandbox share.
+pub(crate) struct Machine {
+    vm: Rc<dyn Vm>,
     opener: proxy::Opener,
+    observer: Rc<dyn Observer>,
     /// Why the machine is dead, once it is.
     death: watch::Receiver<Option<Rc<str>>>,
-    processes: RefCell<VecDeque<(Option<String>, Ending)>>,
+    processes: RefCell<VecDeque<(Name, Ending)>>,
     next_token: Cell<StreamToken>,
     /// Ends the virtual machine and the virtio-fs server.
     kill: watch::Sender<bool>,
 }
 
 impl Machine {
-    pub(super) fn new(
-        dir: StateDir,
-        state: ContainerState,
+    pub(crate) fn new(
+        vm: Rc<dyn Vm>,
         opener: proxy::Opener,
+        observer: Rc<dyn Observer>,
         death: watch::Receiver<Option<Rc<str>>>,
         kill: watch::Sender<bool>,
     ) -> Rc<Self> {
-        Rc::new(Self {
-            dir,
-            state: RefCell::new(state),
-            opener,
-            death,
-            processes: RefCell::default(),
-            next_token: Cell::new(1),
-            kill,
-        })
+        Rc::new(Self { vm, opener, observer, death, processes: RefCell::default(), next_token: Cell::new(1), kill })
     }
 
-    pub(super) fn opener(&self) -> &proxy::Opener {
+    pub(crate) fn opener(&self) -> &proxy::Opener {
         &self.opener
     }
 
-    pub(super) fn id(&self) -> String {
-        self.dir.id().to_owned()
+    pub(crate) fn vm(&self) -> &dyn Vm {
+        self.vm.as_ref()
     }
 
-    pub(super) fn dir(&self) -> &StateDir {
-        &self.dir
+    pub(crate) fn observer(&self) -> &dyn Observer {
+        self.observer.as_ref()
     }
 
-    pub(super) fn state(&self) -> ContainerState {
-        self.state.borrow().clone()
-    }
-
-    pub(super) fn status(&self) -> Status {
-        self.state.borrow().status
-    }
-
-    /// Changes the state and writes it down.
-    pub(super) fn update(&self, change: impl FnOnce(&mut ContainerState)) -> Result<()> {
-        let mut state = self.state.borrow_mut();
-        change(&mut state);
-        self.dir.save(&state)
-    }
-
-    /// [`Machine::update`] where nobody is there to be told of a failure: it goes to the log.
-    pub(super) fn update_or_log(&self, change: impl FnOnce(&mut ContainerState)) {
-        if let Err(error) = self.update(change) {
-            eprintln!("{}", error.chain());
-        }
-    }
-
-    pub(super) fn token(&self) -> StreamToken {
+    pub(crate) fn token(&self) -> StreamToken {
         self.next_token.replace(self.next_token.get() + 1)
     }
 
     /// Resolves when the machine is dead, with the reason.
-    pub(super) async fn died(&self) -> Rc<str> {
+    pub(crate) async fn died(&self) -> Rc<str> {
         let mut death = self.death.clone();
         match death.wait_for(Option::is_some).await {
             Ok(reason) => reason.clone().unwrap_or_else(|| "the machine ended".into()),
@@ -109,8 +98,13 @@ impl Machine {
         }
     }
 
+    /// Whether the machine has ended.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.death.borrow().is_some()
+    }
+
     /// Ends the machine and returns once its processes are gone.
-    pub(super) async fn end(&self) {
+    pub(crate) async fn end(&self) {
         self.kill.send_replace(true);
         self.died().await;
     }
@@ -128,12 +122,12 @@ impl Machine {
     }
 
     /// One call to the agent. Its stream is returned beside the first reply, for calls that have more.
-    pub(super) async fn call(&self, step: &str, request: &Request) -> Result<(Reply, proxy::Stream)> {
+    pub(crate) async fn call(&self, step: &str, request: &Request) -> Result<(Reply, proxy::Stream)> {
         self.call_within(step, request, CALL_DEADLINE).await
     }
 
     /// [`Machine::call`] with a deadline of its own.
-    pub(super) async fn call_within(
+    pub(crate) async fn call_within(
         &self,
         step: &str,
         request: &Request,
@@ -161,7 +155,7 @@ impl Machine {
     }
 
     /// A call that is answered by `Done`.
-    pub(super) async fn done(&self, step: &str, request: &Request) -> Result<()> {
+    pub(crate) async fn done(&self, step: &str, request: &Request) -> Result<()> {
         match self.call(step, request).await? {
             (Reply::Done, _) => Ok(()),
             (other, _) => Err(out_of_turn(step, &other)),
@@ -169,10 +163,10 @@ impl Machine {
     }
 
     /// A call that starts a process. Its end is watched from now on.
-    pub(super) async fn start_process(
+    pub(crate) async fn start_process(
         self: &Rc<Self>,
         step: &str,
-        exec: Option<String>,
+        name: (&str, Option<&str>),
         request: &Request,
         deadline: Duration,
     ) -> Result<u32> {
@@ -180,8 +174,8 @@ impl Machine {
             (Reply::Created { pid }, stream) => (pid, stream),
             (other, _) => return Err(out_of_turn(step, &other)),
         };
-        let (told, ending) = watch::channel(None);
-        self.remember(exec.clone(), ending);
+        let told = self.watch_process(name.0, name.1);
+        let (container, exec) = (name.0.to_owned(), name.1.map(str::to_owned));
         let machine = self.clone();
         tokio::task::spawn_local(async move {
             let read = async {
@@ -195,63 +189,73 @@ impl Machine {
                 read = read => read.map_err(|error| Rc::from(error.chain())),
                 reason = machine.died() => Err(reason),
             };
-            // Deleting a sandbox kills what runs in it, as whoever waits for a process is to hear.
-            let outcome = outcome.or_else(|reason| if *machine.kill.borrow() { Ok(KILLED) } else { Err(reason) });
-            if exec.is_none() {
-                machine.first_process_ended(&outcome);
-            }
-            told.send_replace(Some(outcome));
+            machine.process_ended(&container, exec.as_deref(), outcome, &told);
         });
         Ok(pid)
     }
 
-    fn remember(&self, exec: Option<String>, ending: Ending) {
+    /// Begins to remember a process. Whoever knows how it ended calls [`Machine::process_ended`].
+    pub(crate) fn watch_process(&self, container: &str, exec: Option<&str>) -> watch::Sender<Option<Outcome>> {
+        let (told, ending) = watch::channel(None);
+        self.remember((container.to_owned(), exec.map(str::to_owned)), ending);
+        told
+    }
+
+    /// A process that was watched has ended.
+    pub(crate) fn process_ended(
+        &self,
+        container: &str,
+        exec: Option<&str>,
+        outcome: Outcome,
+        told: &watch::Sender<Option<Outcome>>,
+    ) {
+        // Deleting a sandbox kills what runs in it, as whoever waits for a process is to hear.
+        let outcome = outcome.or_else(|reason| if *self.kill.borrow() { Ok(KILLED) } else { Err(reason) });
+        self.observer.process_ended(container, exec, &outcome);
+        told.send_replace(Some(outcome));
+    }
+
+    fn remember(&self, name: Name, ending: Ending) {
         let mut processes = self.processes.borrow_mut();
         // A name may be used again once its process has ended.
-        processes.retain(|(name, old)| *name != exec || old.borrow().is_none());
+        processes.retain(|(known, old)| *known != name || old.borrow().is_none());
         if processes.len() >= REMEMBERED
-            && let Some(ended) = processes.iter().position(|(name, old)| name.is_some() && old.borrow().is_some())
+            && let Some(ended) = processes.iter().position(|((_, exec), old)| exec.is_some() && old.borrow().is_some())
         {
             processes.remove(ended);
         }
-        processes.push_back((exec, ending));
+        processes.push_back((name, ending));
     }
 
-    fn first_process_ended(&self, outcome: &Outcome) {
-        self.update_or_log(|state| {
-            state.status = Status::Stopped;
-            state.pid = 0;
-            state.exit = outcome.as_ref().ok().copied();
-            if let Err(reason) = outcome {
-                state.failure.get_or_insert_with(|| reason.to_string());
-            }
-        });
+    /// Forgets the processes of a container that is gone.
+    pub(crate) fn forget(&self, container: &str) {
+        self.processes.borrow_mut().retain(|((of, _), _)| of != container);
     }
 
     /// The end of a process, to be waited for.
-    pub(super) fn ending(&self, exec: Option<&str>) -> Result<Ending> {
+    pub(crate) fn ending(&self, container: &str, exec: Option<&str>) -> Result<Ending> {
         let processes = self.processes.borrow();
-        let found = processes.iter().rev().find(|(name, _)| name.as_deref() == exec);
+        let found = processes.iter().rev().find(|((of, name), _)| of == container && name.as_deref() == exec);
         found.map(|(_, ending)| ending.clone()).ok_or_else(|| Error::Sandbox {
             kind: Some(FaultKind::NotFound),
-            message: format!("there is no process {:?} in container {:?}", exec.unwrap_or("init"), self.dir.id()),
+            message: format!("there is no process {:?} in container {container:?}", exec.unwrap_or("init")),
         })
     }
 
     /// Whether a live process has this name.
-    pub(super) fn is_running(&self, exec: &str) -> bool {
-        self.ending(Some(exec)).is_ok_and(|ending| ending.borrow().is_none())
+    pub(crate) fn is_running(&self, container: &str, exec: Option<&str>) -> bool {
+        self.ending(container, exec).is_ok_and(|ending| ending.borrow().is_none())
     }
 }
 
 /// Waits for a process's end.
-pub(super) async fn ended(mut ending: Ending) -> Outcome {
+pub async fn ended(mut ending: Ending) -> Outcome {
     match ending.wait_for(Option::is_some).await {
         Ok(outcome) => outcome.clone().unwrap_or_else(|| Err("the process is gone".into())),
         Err(_) => Err("the process is gone".into()),
     }
 }
 
-pub(super) fn out_of_turn(step: &str, reply: &Reply) -> Error {
+pub(crate) fn out_of_turn(step: &str, reply: &Reply) -> Error {
     Error::State(format!("{step}: the agent answered out of turn: {reply:?}"))
 }

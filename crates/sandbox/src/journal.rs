@@ -1,0 +1,88 @@
+//! What is known of a sandbox, in memory and, before each further step, in its state directory.
+
+use std::{cell::RefCell, rc::Rc};
+
+use crate::{
+    Result,
+    machine::{Observer, Outcome},
+    store::{ContainerState, StateDir, Status},
+};
+
+/// The state of a sandbox and where it is written to.
+pub struct Journal {
+    dir: StateDir,
+    state: RefCell<ContainerState>,
+}
+
+impl Journal {
+    /// A journal that goes on from `state`.
+    pub fn new(dir: StateDir, state: ContainerState) -> Rc<Self> {
+        Rc::new(Self { dir, state: RefCell::new(state) })
+    }
+
+    /// The state directory.
+    pub fn dir(&self) -> &StateDir {
+        &self.dir
+    }
+
+    /// The state as it is now.
+    pub fn state(&self) -> ContainerState {
+        self.state.borrow().clone()
+    }
+
+    /// The status as it is now.
+    pub fn status(&self) -> Status {
+        self.state.borrow().status
+    }
+
+    /// Changes the state and writes it down.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io); the change holds in memory.
+    pub fn update(&self, change: impl FnOnce(&mut ContainerState)) -> Result<()> {
+        let mut state = self.state.borrow_mut();
+        change(&mut state);
+        self.dir.save(&state)
+    }
+
+    /// [`Journal::update`] where nobody is there to be told of a failure: it goes to the log.
+    pub fn update_or_log(&self, change: impl FnOnce(&mut ContainerState)) {
+        if let Err(error) = self.update(change) {
+            eprintln!("{}", error.chain());
+        }
+    }
+
+    /// The sandbox is dead.
+    pub fn died(&self, reason: &str) {
+        self.update_or_log(|state| {
+            state.status = Status::Stopped;
+            state.pid = 0;
+            state.failure.get_or_insert_with(|| reason.into());
+        });
+    }
+}
+
+/// Writes down what happens to a sandbox that has one container of its own name.
+pub(crate) struct Recorder(pub(crate) Rc<Journal>);
+
+impl Observer for Recorder {
+    fn process_ended(&self, _container: &str, exec: Option<&str>, outcome: &Outcome) {
+        if exec.is_some() {
+            return;
+        }
+        self.0.update_or_log(|state| {
+            state.status = Status::Stopped;
+            state.pid = 0;
+            state.exit = outcome.as_ref().ok().copied();
+            if let Err(reason) = outcome {
+                state.failure.get_or_insert_with(|| reason.to_string());
+            }
+        });
+    }
+
+    fn died(&self, reason: &str) {
+        self.0.died(reason);
+    }
+
+    fn out_of_memory(&self, _container: &str) {}
+}

@@ -1,0 +1,98 @@
+//! What a machine is made of, found and checked before anything is started.
+
+use std::{
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use config::{Config, GuestImage};
+use hypervisor::Arch;
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+
+/// First user id of virtual machine monitors: an otherwise unused range. The process id of who starts one is added, so that no two
+/// live sandboxes share one.
+const FIRST_VMM_UID: u32 = 0x6b00_0000;
+
+/// Where what is true for the whole host until it boots again is remembered.
+const CACHE_DIR: &str = "/run/kata-containers";
+
+/// A machine that can be started, as it travels from who checks to who starts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Plan {
+    /// The configuration.
+    pub config: Config,
+    pub(crate) vmm: PathBuf,
+    pub(crate) kernel: PathBuf,
+    pub(crate) image: GuestImage,
+    pub(crate) kvm: bool,
+}
+
+impl Plan {
+    /// Finds the files, decides between KVM and emulation, and refuses what cannot be booted. `warn` is told what the user should know but
+    /// what is no error, in whole sentences.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) and [`Error::Hypervisor`](crate::Error::Hypervisor).
+    pub fn new(config: &Config, warn: &mut dyn FnMut(&str)) -> Result<Self> {
+        let guest = config.qemu.locate_guest()?;
+        let arch = Arch::of_kernel(&guest.kernel)?;
+        let kvm = choose_accelerator(config, arch, warn)?;
+        let vmm = config.qemu.locate_program(arch.qemu_program(), arch.qemu_package(), kvm)?;
+        let plan = Self { config: config.clone(), vmm, kernel: guest.kernel, image: guest.image, kvm };
+        hypervisor::Hypervisor::check(&plan.driver(), &plan.kernel, &plan.guest_image(), vmm_uid())?;
+        Ok(plan)
+    }
+
+    /// The guest's architecture.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read any more.
+    pub fn arch(&self) -> Result<Arch> {
+        Ok(Arch::of_kernel(&self.kernel)?)
+    }
+
+    pub(crate) fn driver(&self) -> hypervisor::Qemu {
+        hypervisor::Qemu::new(hypervisor::QemuConfig {
+            path: self.vmm.clone(),
+            machine_type: self.config.qemu.machine_type.clone(),
+            accelerator: if self.kvm { hypervisor::Accelerator::Kvm } else { hypervisor::Accelerator::Tcg },
+        })
+    }
+
+    pub(crate) fn guest_image(&self) -> hypervisor::GuestImage {
+        match self.image.clone() {
+            GuestImage::Initrd(path) => hypervisor::GuestImage::Initrd(path),
+            GuestImage::Disk { path, verity } => hypervisor::GuestImage::Disk { path, verity },
+        }
+    }
+
+    pub(crate) fn kernel_params(&self) -> String {
+        let mut params = self.config.qemu.kernel_params.clone();
+        if self.config.agent.enable_debug {
+            params.push_str(" agent.log=debug");
+        }
+        params
+    }
+}
+
+/// Who the virtual machine monitor of this process is.
+pub(crate) fn vmm_uid() -> Option<u32> {
+    rustix::process::geteuid().is_root().then(|| FIRST_VMM_UID + std::process::id())
+}
+
+fn choose_accelerator(config: &Config, guest: Arch, warn: &mut dyn FnMut(&str)) -> Result<bool> {
+    let wanted = match config.qemu.accelerator {
+        config::Accelerator::Auto => hypervisor::Accelerator::Auto,
+        config::Accelerator::Kvm => hypervisor::Accelerator::Kvm,
+        config::Accelerator::Tcg => hypervisor::Accelerator::Tcg,
+    };
+    // Without the directory each start probes anew, which is all that it costs.
+    let _ = std::fs::DirBuilder::new().mode(0o700).recursive(true).create(CACHE_DIR);
+    let choice = hypervisor::choose_accelerator(wanted, guest, Path::new(CACHE_DIR))?;
+    if let Some(warning) = choice.warning {
+        warn(&warning);
+    }
+    Ok(choice.kvm)
+}
