@@ -12,8 +12,8 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use crate::{
-    Accelerator, Agent, Config, Error, MAX_KERNEL_PARAMS, MAX_VCPUS, MIN_MEMORY_MIB, Qemu, Runtime, VirtioFsCache,
-    upstream,
+    Accelerator, Agent, Config, Error, Internetworking, MAX_KERNEL_PARAMS, MAX_ROOT_PORTS, MAX_VCPUS, MIN_MEMORY_MIB,
+    Qemu, Runtime, VirtioFsCache, upstream,
 };
 
 /// One file, as written: every key may be absent. Values that are checked further keep their place in the file.
@@ -44,6 +44,10 @@ struct QemuTable {
     accelerator: Option<Accelerator>,
     default_vcpus: Option<Spanned<i64>>,
     default_memory: Option<Spanned<i64>>,
+    default_maxvcpus: Option<Spanned<i64>>,
+    default_maxmemory: Option<Spanned<i64>>,
+    pcie_root_port: Option<Spanned<i64>>,
+    enable_annotations: Option<Vec<String>>,
     virtio_fs_cache: Option<VirtioFsCache>,
     enable_debug: Option<bool>,
 }
@@ -65,6 +69,8 @@ struct KataTable {
 #[serde(deny_unknown_fields, default)]
 struct RuntimeTable {
     enable_debug: Option<bool>,
+    internetworking_model: Option<Internetworking>,
+    static_sandbox_resource_mgmt: Option<bool>,
 }
 
 /// Loads the file `given`, with the reason why it is that one, or else the first of `searched`; then the drop-ins.
@@ -137,8 +143,15 @@ fn apply(config: &mut Config, path: &Path, given_by: &str) -> Result<(), Error> 
         given_by: given_by.to_owned(),
         source,
     })?;
-    let source = Source { path, text: &text };
-    let file: File = toml::from_str(&text).map_err(|error| source.explain(&error))?;
+    apply_text(config, path, &text)?;
+    config.sources.push(path.to_path_buf());
+    Ok(())
+}
+
+/// Applies what a file, or what stands for one, says.
+pub(crate) fn apply_text(config: &mut Config, path: &Path, text: &str) -> Result<(), Error> {
+    let source = Source { path, text };
+    let file: File = toml::from_str(text).map_err(|error| source.explain(&error))?;
     let Qemu {
         path: qemu,
         kernel,
@@ -150,6 +163,10 @@ fn apply(config: &mut Config, path: &Path, given_by: &str) -> Result<(), Error> 
         accelerator,
         default_vcpus,
         default_memory,
+        default_maxvcpus,
+        default_maxmemory,
+        pcie_root_port,
+        enable_annotations,
         virtio_fs_cache,
         enable_debug,
     } = &mut config.qemu;
@@ -162,6 +179,10 @@ fn apply(config: &mut Config, path: &Path, given_by: &str) -> Result<(), Error> 
     set(accelerator, table.accelerator);
     set(default_vcpus, source.vcpus(table.default_vcpus)?);
     set(default_memory, source.memory(table.default_memory)?);
+    set(default_maxvcpus, source.most_vcpus(table.default_maxvcpus)?);
+    set(default_maxmemory, source.most_memory(table.default_maxmemory)?);
+    set(pcie_root_port, source.number("pcie_root_port", "root ports", table.pcie_root_port, 0, MAX_ROOT_PORTS)?);
+    set(enable_annotations, table.enable_annotations);
     set(virtio_fs_cache, table.virtio_fs_cache);
     set(enable_debug, table.enable_debug);
     set_image(&mut config.qemu, image, &source)?;
@@ -169,9 +190,10 @@ fn apply(config: &mut Config, path: &Path, given_by: &str) -> Result<(), Error> 
     let table = file.agent.kata;
     set(dial_timeout, source.number("dial_timeout", "seconds", table.dial_timeout, 1, 3600)?.map(seconds));
     set(enable_debug, table.enable_debug);
-    let Runtime { enable_debug } = &mut config.runtime;
+    let Runtime { enable_debug, internetworking_model, static_sandbox_resource_mgmt } = &mut config.runtime;
     set(enable_debug, file.runtime.enable_debug);
-    config.sources.push(path.to_path_buf());
+    set(internetworking_model, file.runtime.internetworking_model);
+    set(static_sandbox_resource_mgmt, file.runtime.static_sandbox_resource_mgmt);
     Ok(())
 }
 
@@ -319,6 +341,20 @@ impl Source<'_> {
         self.number("default_memory", "MiB", value, MIN_MEMORY_MIB, host_memory_mib())
     }
 
+    fn most_vcpus(&self, value: Option<Spanned<i64>>) -> Result<Option<u32>, Error> {
+        match value.as_ref().map(|value| *value.get_ref()) {
+            Some(0) => Ok(Some(host_cpus())),
+            _ => self.number("default_maxvcpus", "virtual CPUs", value, 1, MAX_VCPUS),
+        }
+    }
+
+    fn most_memory(&self, value: Option<Spanned<i64>>) -> Result<Option<u32>, Error> {
+        match value.as_ref().map(|value| *value.get_ref()) {
+            Some(0) => Ok(Some(host_memory_mib())),
+            _ => self.number("default_maxmemory", "MiB", value, MIN_MEMORY_MIB, host_memory_mib()),
+        }
+    }
+
     fn number(
         &self,
         key: &str,
@@ -336,12 +372,12 @@ impl Source<'_> {
     }
 }
 
-fn host_cpus() -> u32 {
+pub(crate) fn host_cpus() -> u32 {
     thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(MAX_VCPUS).min(MAX_VCPUS))
 }
 
 /// The host's memory in MiB (`MemTotal` of proc(5)), or no limit where it cannot be read.
-fn host_memory_mib() -> u32 {
+pub(crate) fn host_memory_mib() -> u32 {
     let kib = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
         text.lines()
             .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())

@@ -49,6 +49,10 @@ machine_type = "microvm"
 accelerator = "tcg"
 default_vcpus = 3
 default_memory = 256
+default_maxvcpus = 6
+default_maxmemory = 512
+pcie_root_port = 3
+enable_annotations = ["default_.*"]
 virtio_fs_cache = "never"
 enable_debug = true
 [agent.kata]
@@ -56,6 +60,8 @@ dial_timeout = 7
 enable_debug = true
 [runtime]
 enable_debug = true
+internetworking_model = "macvtap"
+static_sandbox_resource_mgmt = true
 "#,
     )
     .unwrap();
@@ -70,12 +76,23 @@ enable_debug = true
         accelerator: Accelerator::Tcg,
         default_vcpus: 3,
         default_memory: 256,
+        default_maxvcpus: 6,
+        default_maxmemory: 512,
+        pcie_root_port: 3,
+        enable_annotations: vec!["default_.*".into()],
         virtio_fs_cache: VirtioFsCache::Never,
         enable_debug: true,
     };
     assert_eq!(config.qemu, qemu);
     assert_eq!(config.agent, Agent { dial_timeout: Duration::from_secs(7), enable_debug: true });
-    assert_eq!(config.runtime, Runtime { enable_debug: true });
+    assert_eq!(
+        config.runtime,
+        Runtime {
+            enable_debug: true,
+            internetworking_model: Internetworking::Macvtap,
+            static_sandbox_resource_mgmt: true,
+        }
+    );
 }
 
 #[test]

@@ -21,6 +21,7 @@
 //! QEMU, the guest kernel and the guest image are not looked for while loading, so that `delete` or `state` work on a machine
 //! where they are missing; [`Qemu::locate_guest`] and [`Qemu::locate_program`] do it, and their errors name every place.
 
+mod annotations;
 mod file;
 mod locate;
 mod upstream;
@@ -33,6 +34,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use annotations::PREFIX as ANNOTATION_PREFIX;
 pub use locate::{GuestFiles, GuestImage};
 
 /// Where the configuration is looked for, in this order.
@@ -86,6 +88,18 @@ pub struct Qemu {
     /// `default_memory`: the guest's memory in MiB, from [`MIN_MEMORY_MIB`] to the host's memory. Default: 2048, which is
     /// a limit and not a reservation: the host provides a page when the guest first touches it.
     pub default_memory: u32,
+    /// `default_maxvcpus`: virtual CPUs that the guest may grow to by its containers' limits, from `default_vcpus` to [`MAX_VCPUS`]. In the file
+    /// 0 means as many as the host has, which is the default.
+    pub default_maxvcpus: u32,
+    /// `default_maxmemory`: memory that the guest may grow to by its containers' limits, MiB. In the file 0 means the host's memory, which is
+    /// the default.
+    pub default_maxmemory: u32,
+    /// `pcie_root_port`: devices that can be plugged into a running pod: network interfaces that come after its start, and disks. 0 to 16.
+    /// Default: 8. Where they would be of no use, for a container that has its sandbox for itself, there are as few as can be.
+    pub pcie_root_port: u32,
+    /// `enable_annotations`: keys of this configuration that a pod's annotations may set, as names in which `.*` stands for any text.
+    /// Default: none.
+    pub enable_annotations: Vec<String>,
     /// `virtio_fs_cache`: what the guest may remember about shared files. Default: [`VirtioFsCache::Auto`].
     pub virtio_fs_cache: VirtioFsCache,
     /// `enable_debug`: let the guest's kernel log everything to its console. Default: false.
@@ -107,6 +121,23 @@ pub struct Agent {
 pub struct Runtime {
     /// `enable_debug`: log what is done on the host. Default: false.
     pub enable_debug: bool,
+    /// `internetworking_model`: how the interfaces of a network namespace reach the guest. Default: [`Internetworking::TcFilter`].
+    pub internetworking_model: Internetworking,
+    /// `static_sandbox_resource_mgmt`: the machine has the size that is known when it is started, and never another. Default: false.
+    pub static_sandbox_resource_mgmt: bool,
+}
+
+/// How the interfaces of a network namespace reach the guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Internetworking {
+    /// Each has a tap beside it, and the kernel passes on what arrives at one to the other. Works with every kind of interface.
+    #[default]
+    TcFilter,
+    /// Each has a macvtap on top of it.
+    Macvtap,
+    /// None does: the guest has its loopback only.
+    None,
 }
 
 /// What executes the guest's code.
@@ -140,6 +171,9 @@ pub enum VirtioFsCache {
 /// Most virtual CPUs of a guest: QEMU's q35 without an interrupt-remapping IOMMU addresses 255.
 pub const MAX_VCPUS: u32 = 255;
 
+/// Most of [`Qemu::pcie_root_port`].
+pub const MAX_ROOT_PORTS: u32 = 16;
+
 /// Least memory of a guest, MiB: below it a distribution's kernel and the initrd do not fit.
 pub const MIN_MEMORY_MIB: u32 = 64;
 
@@ -169,6 +203,14 @@ pub enum Error {
         /// The key, where one is to blame, and what was expected.
         message: String,
     },
+    /// A pod's annotation says something it may not.
+    #[error("annotation {name}: {message}")]
+    Annotation {
+        /// Its name.
+        name: String,
+        /// What is wrong and what was expected.
+        message: String,
+    },
     /// A file the virtual machine needs does not exist.
     #[error("{what} was not found: looked at {}; {remedy}", looked_at.join(", "))]
     Missing {
@@ -194,6 +236,10 @@ impl Default for Qemu {
             accelerator: Accelerator::default(),
             default_vcpus: 1,
             default_memory: 2048,
+            default_maxvcpus: file::host_cpus(),
+            default_maxmemory: file::host_memory_mib(),
+            pcie_root_port: 8,
+            enable_annotations: Vec::new(),
             virtio_fs_cache: VirtioFsCache::default(),
             enable_debug: false,
         }

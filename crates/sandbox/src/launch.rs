@@ -114,6 +114,8 @@ pub fn initial_state(id: &str, bundle: &Bundle) -> ContainerState {
         vmm: None,
         virtiofs: None,
         guest_kernel: None,
+        network_namespace: None,
+        cgroups: Vec::new(),
     }
 }
 

@@ -144,6 +144,12 @@ pub struct ContainerState {
     /// `uname -r` of the guest.
     #[serde(default)]
     pub guest_kernel: Option<String>,
+    /// The network namespace whose interfaces are passed on to the guest.
+    #[serde(default)]
+    pub network_namespace: Option<PathBuf>,
+    /// Host cgroups that were made for the sandbox, innermost first.
+    #[serde(default)]
+    pub cgroups: Vec<PathBuf>,
 }
 
 /// The directory of one container.
@@ -240,6 +246,7 @@ impl StateDir {
                     process.kill_and_wait(name)?;
                 }
             }
+            crate::cgroup::remove(&state.cgroups);
         }
         self.remove()
     }
@@ -408,6 +415,8 @@ mod tests {
             vmm: None,
             virtiofs: None,
             guest_kernel: None,
+            network_namespace: None,
+            cgroups: Vec::new(),
         }
     }
 

@@ -82,6 +82,8 @@ impl StandIn {
             vmm: None,
             virtiofs: None,
             guest_kernel: None,
+            network_namespace: None,
+            cgroups: Vec::new(),
         };
         fs::write(state_dir.join("state.json"), serde_json::to_vec(&state).unwrap()).unwrap();
         let listener = UnixListener::bind(state_dir.join("sock")).unwrap();
