@@ -1,0 +1,151 @@
+//! What the services need of a sandbox.
+
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+    pin::Pin,
+    rc::Rc,
+};
+
+use agent_api::{ExitStatus, WindowSize, statistics::Statistics};
+use oci_spec::runtime::{LinuxResources, Process};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{mpsc, watch},
+};
+
+use crate::{Result, group::Role, options::Options};
+
+/// What a process reads from.
+pub(crate) type Source = Pin<Box<dyn AsyncRead>>;
+/// What a process writes to.
+pub(crate) type Sink = Pin<Box<dyn AsyncWrite>>;
+
+/// The host's ends of a process's stdio; what is absent is `/dev/null` for the process.
+#[derive(Default)]
+pub(crate) struct Io {
+    /// Standard input, or the terminal's.
+    pub(crate) stdin: Option<Source>,
+    /// Standard output, or the terminal's.
+    pub(crate) stdout: Option<Sink>,
+    /// Standard error; never with a terminal.
+    pub(crate) stderr: Option<Sink>,
+}
+
+/// How a process ended, or why nobody knows.
+pub(crate) type Outcome = std::result::Result<ExitStatus, Rc<str>>;
+/// The end of a process, to be waited for.
+pub(crate) type Ending = watch::Receiver<Option<Outcome>>;
+/// A future of the one thread that sandboxes belong to.
+pub(crate) type Local<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// A part of a root file system, as the snapshotter has it mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RootMount {
+    /// `overlay`, `bind`, `ext4`, `btrfs`, `erofs` and so on.
+    pub(crate) kind: String,
+    /// What is mounted.
+    pub(crate) source: String,
+    /// Where, below the root; mostly empty.
+    pub(crate) target: String,
+    /// Options of mount(8), `loop` among them.
+    pub(crate) options: Vec<String>,
+}
+
+/// What a machine is booted for.
+pub(crate) struct Boot {
+    /// containerd's namespace.
+    pub(crate) namespace: String,
+    /// Name of the sandbox.
+    pub(crate) sandbox: String,
+    /// Bundle of the sandbox container, of the only container, or of the sandbox.
+    pub(crate) bundle: PathBuf,
+    /// Whether it is for a pod; never [`Role::Member`].
+    pub(crate) role: Role,
+    /// Options of the runtime.
+    pub(crate) options: Options,
+    /// The network namespace, where no bundle names it.
+    pub(crate) netns: Option<PathBuf>,
+    /// Takes the names of containers that ran out of memory.
+    pub(crate) out_of_memory: mpsc::UnboundedSender<String>,
+}
+
+/// A container that is to be created.
+pub(crate) struct NewContainer {
+    /// Its name.
+    pub(crate) id: String,
+    /// Its bundle.
+    pub(crate) bundle: PathBuf,
+    /// What it is to its pod; never [`Role::Sandbox`].
+    pub(crate) role: Role,
+    /// Its root file system; empty if the bundle has it.
+    pub(crate) rootfs: Vec<RootMount>,
+    /// Whether its first process has a terminal.
+    pub(crate) terminal: bool,
+    /// Options of the runtime.
+    pub(crate) options: Options,
+    /// Its first process's stdio.
+    pub(crate) io: Io,
+}
+
+/// Boots sandboxes.
+pub(crate) trait Booter {
+    /// Boots one.
+    fn boot(&self, boot: Boot) -> Local<'_, Result<Rc<dyn Sandbox>>>;
+}
+
+/// A sandbox: a machine and its containers. An `exec` that is absent means the container's first process.
+pub(crate) trait Sandbox {
+    /// Creates a container.
+    fn create(&self, container: NewContainer) -> Local<'_, Result<()>>;
+    /// Enters a pod's sandbox container, which runs nothing.
+    fn create_pause(&self, id: &str) -> Result<()>;
+    /// Lets a container's first process run.
+    fn start<'a>(&'a self, id: &'a str) -> Local<'a, Result<()>>;
+    /// Starts a further process.
+    fn exec<'a>(&'a self, id: &'a str, exec: &'a str, process: Process, io: Io) -> Local<'a, Result<()>>;
+    /// Sends a signal.
+    fn signal<'a>(&'a self, id: &'a str, exec: Option<&'a str>, signal: i32, all: bool) -> Local<'a, Result<()>>;
+    /// Sets the size of a terminal.
+    fn resize<'a>(&'a self, id: &'a str, exec: Option<&'a str>, size: WindowSize) -> Local<'a, Result<()>>;
+    /// Freezes a container.
+    fn pause<'a>(&'a self, id: &'a str) -> Local<'a, Result<()>>;
+    /// Thaws it.
+    fn resume<'a>(&'a self, id: &'a str) -> Local<'a, Result<()>>;
+    /// Changes its limits.
+    fn update<'a>(&'a self, id: &'a str, resources: LinuxResources) -> Local<'a, Result<()>>;
+    /// What it uses.
+    fn statistics<'a>(&'a self, id: &'a str) -> Local<'a, Result<Statistics>>;
+    /// The end of a process.
+    fn ending(&self, id: &str, exec: Option<&str>) -> Result<Ending>;
+    /// Removes what is left of a container.
+    fn remove<'a>(&'a self, id: &'a str) -> Local<'a, Result<()>>;
+    /// Ends the machine; it and its state directory are gone afterwards.
+    fn stop(&self) -> Local<'_, Result<()>>;
+}
+
+/// Where the sandboxes of a namespace of containerd are: two namespaces may have containers of one name.
+pub(crate) fn state_root(namespace: &str) -> PathBuf {
+    Path::new("/run/kata-containers/shim").join(namespace)
+}
+
+/// Kills what is left of a sandbox whose shim is gone and removes its state directory; gives the shim's process id, 0 if there was no sandbox.
+///
+/// # Errors
+/// When something does not go away.
+pub(crate) fn purge(namespace: &str, sandbox: &str) -> Result<u32> {
+    let store = sandbox::store::Store::new(state_root(namespace));
+    let dir = match store.find(sandbox) {
+        Ok(dir) => dir,
+        Err(sandbox::Error::NotFound { .. }) => return Ok(0),
+        Err(error) => return Err(error.into()),
+    };
+    let pid = dir.load().ok().and_then(|state| state.daemon).map_or(0, |shim| shim.pid);
+    dir.purge()?;
+    Ok(pid)
+}
+
+/// What boots sandboxes in this process.
+pub(crate) fn booter() -> Rc<dyn Booter> {
+    todo!()
+}

@@ -1,0 +1,162 @@
+//! Options of the runtime, as containerd passes them with `-info`, `start` and Create.
+//!
+//! `runtimeoptions.v1.Options` is the form for runtimes that containerd does not know; `ConfigPath` names a configuration file and `ConfigBody`
+//! is one. ctr, nerdctl and Docker send the options of runc unless told otherwise: those are tolerated as long as they ask for nothing.
+
+use std::path::PathBuf;
+
+use containerd_shim_protos::{
+    protobuf::{CodedInputStream, Message, rt::WireType, well_known_types::any::Any},
+    shim::oci,
+};
+
+use crate::{Error, Result};
+
+/// The options that this runtime has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Options {
+    /// A configuration file to use instead of the node's.
+    pub config_path: Option<PathBuf>,
+    /// A configuration, if there is no file.
+    pub config_body: Option<String>,
+    /// The caller manages cgroups by systemd, so a container's `cgroupsPath` is in its form.
+    pub systemd_cgroup: bool,
+}
+
+impl Options {
+    /// From an encoded `Any`; nothing at all is no options.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the option.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        if bytes.is_empty() {
+            return Ok(Self::default());
+        }
+        Self::from_any(&Any::parse_from_bytes(bytes).map_err(|e| unreadable("google.protobuf.Any", &e))?)
+    }
+
+    /// From an `Any`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the option.
+    pub fn from_any(any: &Any) -> Result<Self> {
+        let name = any.type_url.rsplit('/').next().unwrap_or_default();
+        match name {
+            "" if any.value.is_empty() => Ok(Self::default()),
+            "runtimeoptions.v1.Options" | "cri.runtimeoptions.v1.Options" => own(&any.value),
+            "containerd.runc.v1.Options" => of_runc(&any.value),
+            // containerd 1.7's CRI passes the pod's configuration to CreateSandbox in this place.
+            "runtime.v1.PodSandboxConfig" => Ok(Self::default()),
+            other => Err(Error::Invalid(format!(
+                "runtime options of type {other:?} are not known; runtimeoptions.v1.Options with ConfigPath is expected"
+            ))),
+        }
+    }
+}
+
+fn unreadable(what: &str, error: &dyn std::fmt::Display) -> Error {
+    Error::Invalid(format!("runtime options: {what} cannot be read: {error}"))
+}
+
+fn own(bytes: &[u8]) -> Result<Options> {
+    let name = "runtimeoptions.v1.Options";
+    let failed = |error| unreadable(name, &error);
+    let mut options = Options::default();
+    let mut input = CodedInputStream::from_bytes(bytes);
+    while let Some(tag) = input.read_raw_tag_or_eof().map_err(failed)? {
+        match (tag >> 3, WireType::new(tag & 7)) {
+            // The type of what is in the file. Ours has one.
+            (1, Some(WireType::LengthDelimited)) => drop(input.read_string().map_err(failed)?),
+            (2, Some(WireType::LengthDelimited)) => {
+                let path = input.read_string().map_err(failed)?;
+                options.config_path = (!path.is_empty()).then(|| path.into());
+            }
+            (3, Some(WireType::LengthDelimited)) => {
+                let body = String::from_utf8(input.read_bytes().map_err(failed)?)
+                    .map_err(|_| Error::Invalid("runtime option ConfigBody is not text; TOML is expected".into()))?;
+                options.config_body = (!body.is_empty()).then_some(body);
+            }
+            (field, _) => {
+                return Err(Error::Invalid(format!(
+                    "runtime option number {field} of {name} is not known; TypeUrl, ConfigPath and ConfigBody are"
+                )));
+            }
+        }
+    }
+    if let Some(path) = options.config_path.as_ref().filter(|path| !path.is_absolute()) {
+        return Err(Error::Invalid(format!("runtime option ConfigPath {path:?} is not an absolute path")));
+    }
+    Ok(options)
+}
+
+fn of_runc(bytes: &[u8]) -> Result<Options> {
+    let name = "containerd.runc.v1.Options";
+    let options = oci::Options::parse_from_bytes(bytes).map_err(|e| unreadable(name, &e))?;
+    let refuse = |option: &str, why: &str| {
+        Err(Error::Invalid(format!("runtime option {option} of {name} is not supported: {why}; leave it out")))
+    };
+    if !options.binary_name.is_empty() && options.binary_name != "runc" {
+        return refuse("BinaryName", "no OCI runtime is called, the container is in a virtual machine");
+    }
+    if !options.shim_cgroup.is_empty() {
+        return refuse("ShimCgroup", "the shim is in the pod's cgroup, which is where its machine counts");
+    }
+    if options.io_uid != 0 || options.io_gid != 0 {
+        return refuse("IoUid and IoGid", "a container's pipes are the guest's");
+    }
+    if !options.criu_image_path.is_empty() || !options.criu_work_path.is_empty() {
+        return refuse("CriuImagePath and CriuWorkPath", "checkpoints are not supported");
+    }
+    if !options.task_api_address.is_empty() {
+        return refuse("TaskApiAddress", "this shim serves the task API itself");
+    }
+    // NoPivotRoot, NoNewKeyring and Root are about runc's own doings and change nothing that a container could see here.
+    Ok(Options { systemd_cgroup: options.systemd_cgroup, ..Options::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn any(name: &str, value: &[u8]) -> Any {
+        let mut any = Any::new();
+        any.type_url = name.into();
+        any.value = value.into();
+        any
+    }
+
+    #[test]
+    fn a_configuration_file_is_found_under_both_names() {
+        let mut value = vec![0x0a, 3, b'a', b'/', b'b', 0x12, 6];
+        value.extend(b"/etc/k");
+        for name in ["runtimeoptions.v1.Options", "type.googleapis.com/cri.runtimeoptions.v1.Options"] {
+            assert_eq!(Options::from_any(&any(name, &value)).unwrap().config_path, Some("/etc/k".into()));
+        }
+        let encoded = any("runtimeoptions.v1.Options", &value).write_to_bytes().unwrap();
+        assert_eq!(Options::from_bytes(&encoded).unwrap().config_path, Some("/etc/k".into()));
+        assert_eq!(Options::from_bytes(&[]).unwrap(), Options::default());
+    }
+
+    #[test]
+    fn runc_s_options_are_tolerated_when_they_say_nothing() {
+        let mut options = oci::Options::new();
+        options.systemd_cgroup = true;
+        options.binary_name = "runc".into();
+        let name = "containerd.runc.v1.Options";
+        let read = Options::from_any(&any(name, &options.write_to_bytes().unwrap())).unwrap();
+        assert!(read.systemd_cgroup);
+        options.binary_name = "crun".into();
+        let refused = Options::from_any(&any(name, &options.write_to_bytes().unwrap())).unwrap_err();
+        assert!(refused.to_string().contains("BinaryName"), "{refused}");
+    }
+
+    #[test]
+    fn what_is_not_known_is_named() {
+        let refused = Options::from_any(&any("example.v1.Options", b"x")).unwrap_err();
+        assert!(refused.to_string().contains("example.v1.Options"), "{refused}");
+        let refused = Options::from_any(&any("runtimeoptions.v1.Options", &[0x4a, 1, b'x'])).unwrap_err();
+        assert!(refused.to_string().contains("number 9"), "{refused}");
+        let refused = Options::from_any(&any("runtimeoptions.v1.Options", &[0x12, 1, b'x'])).unwrap_err();
+        assert!(refused.to_string().contains("absolute"), "{refused}");
+    }
+}
