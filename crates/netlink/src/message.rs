@@ -49,8 +49,14 @@ impl Message {
 
     /// Appends an attribute that holds attributes.
     pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
+        let kind = (kind | NESTED).to_ne_bytes();
+        self.structure(&[0, 0, kind[0], kind[1]], fill)
+    }
+
+    /// Appends a fixed part whose first two bytes are to be its length, that of the attributes which follow included.
+    pub fn structure(&mut self, part: &[u8], fill: impl FnOnce(&mut Self)) -> &mut Self {
         let start = self.bytes.len();
-        self.attribute(kind | NESTED, &[]);
+        self.fixed(part);
         fill(self);
         let length = u16::try_from(self.bytes.len() - start).unwrap_or(u16::MAX);
         self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());

@@ -62,15 +62,11 @@ pub fn scan() -> Result<Network, Error> {
             mtu: link.mtu,
         });
     }
-    for Routed { index, mut route, beyond } in routes {
-        let name = match index {
-            // Of an interface that is no part of the network, the loopback among them.
-            Some(index) => match names.get(&index) {
-                Some(name) => Some(name.clone()),
-                None => continue,
-            },
-            None => None,
-        };
+    for Routed { interfaces, mut route, beyond } in routes {
+        // A route of an interface that is no part of the network is none either. The loopback is such an interface.
+        let name = |index: u32| names.get(&index).cloned();
+        let (one, hops) = (interfaces.one.map(name), interfaces.hops.into_iter().map(name).collect::<Option<Vec<_>>>());
+        let (None | Some(Some(_)), Some(hops)) = (&one, hops) else { continue };
         if !is_routed(&route) {
             continue;
         }
@@ -79,7 +75,8 @@ pub fn scan() -> Result<Network, Error> {
                 route.destination.map_or_else(|| "everywhere".to_owned(), |to| format!("{}/{}", to.ip, to.prefix));
             return Err(Error::Route { destination, what });
         }
-        route.interface = name;
+        route.interface = one.flatten();
+        route.next_hops.iter_mut().zip(hops).for_each(|(hop, name)| hop.interface = name);
         network.routes.push(route);
     }
     network.neighbours.extend(neighbours.into_iter().filter_map(|known| {

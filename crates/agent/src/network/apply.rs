@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use agent_api::Fault;
 use agent_api::network::{Interface, Neighbour, Network, Route};
 use netlink::Socket;
-use netlink::route::{self, Known, Link, LinkChange};
+use netlink::route::{self, Interfaces, Known, Link, LinkChange};
 use rustix::io::Errno;
 
 use super::failed;
@@ -26,8 +26,8 @@ pub(super) fn remove(socket: &mut Socket, links: &[Link], before: &Network, now:
     });
     for route in before.routes.iter().filter(|route| !(same_names && now.routes.contains(route))) {
         // One that went with its interface is not there.
-        let Some(index) = index_of(&indices, route) else { continue };
-        gone(route::delete_route(socket, index, route))
+        let Some(interfaces) = interfaces_of(&indices, route) else { continue };
+        gone(route::delete_route(socket, &interfaces, route))
             .map_err(failed(|| format!("removing the route to {}", destination(route))))?;
     }
     for neighbour in before.neighbours.iter().filter(|known| !(same_names && now.neighbours.contains(known))) {
@@ -135,10 +135,10 @@ fn set_up(socket: &mut Socket, index: u32, interface: &Interface) -> Result<(), 
 /// scope, which is a greater number.
 fn add_routes(socket: &mut Socket, indices: &Indices, routes: &[Route]) -> Result<(), Fault> {
     let mut routes: Vec<_> = routes.iter().collect();
-    routes.sort_by_key(|route| (route.gateway.is_some(), Reverse(route.scope)));
+    routes.sort_by_key(|route| (route.gateway.is_some() || !route.next_hops.is_empty(), Reverse(route.scope)));
     for route in routes {
-        let Some(index) = index_of(indices, route) else { continue };
-        there(route::add_route(socket, index, route)).map_err(|error| not_added(route, error))?;
+        let Some(interfaces) = interfaces_of(indices, route) else { continue };
+        there(route::add_route(socket, &interfaces, route)).map_err(|error| not_added(route, error))?;
     }
     Ok(())
 }
@@ -149,13 +149,14 @@ fn not_added(route: &Route, error: netlink::Error) -> Fault {
     failed(|| format!("adding the route to {}{via}{dev}", destination(route)))(error)
 }
 
-/// The number of a route's interface: within, nothing if it names none; without, nothing if there is none of that name.
-#[expect(clippy::option_option, reason = "the two mean different things")]
-fn index_of(indices: &Indices, route: &Route) -> Option<Option<u32>> {
-    match &route.interface {
-        None => Some(None),
-        Some(name) => indices.get(name).copied().map(Some),
-    }
+/// The numbers of a route's interfaces; nothing if one is not there.
+fn interfaces_of(indices: &Indices, route: &Route) -> Option<Interfaces> {
+    let index = |name: &String| indices.get(name).copied();
+    let one = match &route.interface {
+        None => None,
+        Some(name) => Some(index(name)?),
+    };
+    Some(Interfaces { one, hops: route.next_hops.iter().map(|hop| index(&hop.interface)).collect::<Option<_>>()? })
 }
 
 /// A route's destination as it is written.

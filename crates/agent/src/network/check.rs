@@ -47,7 +47,7 @@ pub(super) fn check(network: &Network) -> Result<(), Fault> {
         if let Some(destination) = &route.destination {
             prefix(destination, || "of a route".to_owned())?;
         }
-        if let Some(name) = &route.interface {
+        for name in route.interface.iter().chain(route.next_hops.iter().map(|hop| &hop.interface)) {
             known(name, &described)?;
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agent_api::network::{Address, Interface, Neighbour, Network, Route};
+use agent_api::network::{Address, Interface, Neighbour, Network, NextHop, Route};
 use agent_api::{Fault, FaultKind};
 use netlink::Socket;
 use netlink::route::{self, LinkChange};
@@ -70,7 +70,19 @@ fn to(destination: &str, gateway: Option<&str>, name: &str) -> Route {
         flags: 0,
         table: 254,
         mtu: None,
+        next_hops: vec![],
     }
+}
+
+/// Half of it by either way.
+fn by_two(destination: &str, gateways: [&str; 2], name: &str) -> Route {
+    let next_hops = gateways.map(|gateway| NextHop {
+        gateway: Some(gateway.parse().unwrap()),
+        interface: name.into(),
+        weight: 0,
+        flags: 0,
+    });
+    Route { scope: 0, interface: None, next_hops: next_hops.into(), ..to(destination, None, name) }
 }
 
 /// A pod as CNI's bridge and Calico would leave it, with routes in the worst order.
@@ -86,6 +98,8 @@ fn pod() -> Network {
             Route { protocol: 2, source: Some("10.9.0.2".parse().unwrap()), ..to("10.9.0.0/24", None, "eth0") },
             Route { protocol: 2, metric: Some(256), ..to("fd09::/64", None, "eth0") },
             Route { flags: 4, mtu: Some(1300), table: 300, ..to("198.51.100.0/24", Some("172.16.0.1"), "eth0") },
+            by_two("100.100.0.0/16", ["10.9.0.7", "10.9.0.8"], "eth0"),
+            by_two("fd10::/16", ["fd09::7", "fd09::8"], "eth0"),
             Route { kind: 6, interface: None, scope: 0, ..to("100.64.0.0/10", None, "eth0") },
         ],
         neighbours: vec![
@@ -144,7 +158,8 @@ fn what_is_told_no_more_is_removed_and_what_a_container_has_added_stays() {
         let mut socket = Socket::route().unwrap();
         let eth0 = route::links(&mut socket).unwrap().into_iter().find(|link| link.name == "eth0").unwrap();
         route::add_address(&mut socket, eth0.index, address("10.9.0.77/32")).unwrap();
-        route::add_route(&mut socket, Some(eth0.index), &to("10.77.0.0/16", Some("10.9.0.1"), "eth0")).unwrap();
+        let on_eth0 = route::Interfaces { one: Some(eth0.index), ..Default::default() };
+        route::add_route(&mut socket, &on_eth0, &to("10.77.0.0/16", Some("10.9.0.1"), "eth0")).unwrap();
 
         let mut second = pod();
         second.interfaces[0].addresses.retain(|address| address.ip.to_string() != "fd09::2");

@@ -82,16 +82,28 @@ pub struct Assigned {
     pub protocol: u8,
 }
 
-/// A route, with the number of its interface in place of the name.
+/// The numbers of the interfaces that a route names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Interfaces {
+    /// Its own.
+    pub one: Option<u32>,
+    /// Those of its next hops, if it has several.
+    pub hops: Vec<u32>,
+}
+
+/// A route, with the numbers of its interfaces in place of the names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Routed {
-    /// The interface's number.
-    pub index: Option<u32>,
+    /// The numbers.
+    pub interfaces: Interfaces,
     /// The rest.
     pub route: Route,
-    /// Why it is more than a [`Route`] can say, e.g. because it has several next hops.
+    /// Why it is more than a [`Route`] can say, e.g. because it encapsulates.
     pub beyond: Option<&'static str>,
 }
+
+/// `struct rtnexthop` without its attributes.
+const NEXT_HOP: usize = 8;
 
 /// A neighbour, with the number of its interface in place of the name.
 #[derive(Debug, Clone, PartialEq, Eq)]

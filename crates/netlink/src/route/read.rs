@@ -2,12 +2,18 @@
 
 use std::net::IpAddr;
 
-use agent_api::network::{Address, Route};
+use agent_api::network::{Address, NextHop, Route};
 
-use super::{Assigned, Known, Link, Routed, ip, zero};
+use super::{Assigned, Interfaces, Known, Link, NEXT_HOP, Routed, ip, zero};
 use crate::Error;
 use crate::message::{Message, attributes, number};
 use crate::socket::{Answer, Socket};
+
+/// `RTA_VIA`: a gateway of the other family.
+const VIA: u16 = 18;
+
+/// `RTA_ENCAP`.
+const ENCAPSULATION: u16 = 22;
 
 /// All links of the namespace.
 ///
@@ -106,8 +112,6 @@ pub fn routes(socket: &mut Socket) -> Result<Vec<Routed>, Error> {
 
 fn route(answer: &Answer) -> Option<Routed> {
     const MULTIPATH: u16 = 9;
-    const VIA: u16 = 18;
-    const ENCAPSULATION: u16 = 22;
     const METRIC_MTU: u16 = 2;
     let fixed: [u8; 12] = answer.payload.get(..12)?.try_into().ok()?;
     let [family, length, source_length, tos, table, protocol, scope, kind, ..] = fixed;
@@ -117,7 +121,7 @@ fn route(answer: &Answer) -> Option<Routed> {
         return None;
     }
     let mut found = Routed {
-        index: None,
+        interfaces: Interfaces::default(),
         route: Route {
             destination: None,
             gateway: None,
@@ -131,6 +135,7 @@ fn route(answer: &Answer) -> Option<Routed> {
             flags: flags & super::ON_LINK,
             table: table.into(),
             mtu: None,
+            next_hops: Vec::new(),
         },
         beyond: None,
     };
@@ -139,7 +144,7 @@ fn route(answer: &Answer) -> Option<Routed> {
         let route = &mut found.route;
         match attribute {
             libc::RTA_DST => destination = ip(value),
-            libc::RTA_OIF => found.index = number(value),
+            libc::RTA_OIF => found.interfaces.one = number(value),
             libc::RTA_GATEWAY => route.gateway = ip(value),
             VIA => route.gateway = ip(value.get(2..)?),
             libc::RTA_PREFSRC => route.source = ip(value),
@@ -149,7 +154,7 @@ fn route(answer: &Answer) -> Option<Routed> {
                 let mtu = attributes(value).find(|(kind, _)| *kind == METRIC_MTU);
                 route.mtu = mtu.and_then(|(_, value)| number(value));
             }
-            MULTIPATH => found.beyond = Some("several next hops"),
+            MULTIPATH => next_hops(value, &mut found),
             ENCAPSULATION => found.beyond = Some("an encapsulation"),
             _ => {}
         }
@@ -160,10 +165,38 @@ fn route(answer: &Answer) -> Option<Routed> {
         found.beyond = Some("a type of service it is for");
     }
     let implied = found.route.gateway.is_none_or(|gateway| super::family(gateway) == family);
-    let is_default = length == 0 && implied && (found.route.gateway.is_some() || i32::from(family) == libc::AF_INET);
+    let is_default = length == 0
+        && implied
+        && found.interfaces.hops.is_empty()
+        && (found.route.gateway.is_some() || i32::from(family) == libc::AF_INET);
     found.route.destination =
         (!is_default).then(|| Address { ip: destination.unwrap_or_else(|| zero(family)), prefix: length });
     Some(found)
+}
+
+/// Reads the next hops of a route that has several. Their names are for the caller to add.
+fn next_hops(mut bytes: &[u8], found: &mut Routed) {
+    while let Some(fixed) = bytes.get(..NEXT_HOP) {
+        let length = usize::from(u16::from_ne_bytes([fixed[0], fixed[1]]));
+        let Some(rest) = bytes.get(NEXT_HOP..length) else { return };
+        let mut hop = NextHop {
+            gateway: None,
+            interface: String::new(),
+            weight: fixed[3],
+            flags: u32::from(fixed[2]) & super::ON_LINK,
+        };
+        for (kind, value) in attributes(rest) {
+            match kind {
+                libc::RTA_GATEWAY => hop.gateway = ip(value),
+                VIA => hop.gateway = value.get(2..).and_then(ip),
+                ENCAPSULATION => found.beyond = Some("an encapsulation"),
+                _ => {}
+            }
+        }
+        found.interfaces.hops.push(number(&fixed[4..]).unwrap_or_default());
+        found.route.next_hops.push(hop);
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
 }
 
 /// All permanent neighbours of both families.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use agent_api::network::{Address, Route};
 
-use super::{Known, bytes, family, zero};
+use super::{Interfaces, Known, bytes, family, zero};
 use crate::Error;
 use crate::message::Message;
 use crate::socket::Socket;
@@ -123,8 +123,20 @@ pub fn delete_address(socket: &mut Socket, index: u32, address: Address) -> Resu
     socket.ask(address_message(libc::RTM_DELADDR, 0, index, address))
 }
 
-fn route_message(kind: u16, flags: i32, index: Option<u32>, route: &Route) -> Message {
+/// Appends a gateway of a route of some family.
+fn gateway(message: &mut Message, route_is_v4: bool, gateway: IpAddr) {
     const VIA: u16 = 18;
+    if gateway.is_ipv4() == route_is_v4 {
+        message.attribute(libc::RTA_GATEWAY, &bytes(gateway));
+    } else {
+        let mut via = u16::from(family(gateway)).to_ne_bytes().to_vec();
+        via.extend(bytes(gateway));
+        message.attribute(VIA, &via);
+    }
+}
+
+fn route_message(kind: u16, flags: i32, interfaces: &Interfaces, route: &Route) -> Message {
+    const MULTIPATH: u16 = 9;
     const METRIC_MTU: u16 = 2;
     const UNSPECIFIED: u8 = 0;
     let destination = route.destination.unwrap_or_else(|| {
@@ -138,17 +150,24 @@ fn route_message(kind: u16, flags: i32, index: Option<u32>, route: &Route) -> Me
     if destination.prefix != 0 {
         message.attribute(libc::RTA_DST, &bytes(destination.ip));
     }
-    if let Some(index) = index {
+    if let Some(index) = interfaces.one {
         message.number(libc::RTA_OIF, index);
     }
-    if let Some(gateway) = route.gateway {
-        if gateway.is_ipv4() == destination.ip.is_ipv4() {
-            message.attribute(libc::RTA_GATEWAY, &bytes(gateway));
-        } else {
-            let mut via = u16::from(family(gateway)).to_ne_bytes().to_vec();
-            via.extend(bytes(gateway));
-            message.attribute(VIA, &via);
-        }
+    if let Some(address) = route.gateway {
+        gateway(&mut message, destination.ip.is_ipv4(), address);
+    }
+    if !route.next_hops.is_empty() {
+        message.nest(MULTIPATH, |list| {
+            for (hop, index) in route.next_hops.iter().zip(&interfaces.hops) {
+                let [a, b, c, d] = index.to_ne_bytes();
+                let flags = u8::try_from(hop.flags).unwrap_or_default();
+                list.structure(&[0, 0, flags, hop.weight, a, b, c, d], |message| {
+                    if let Some(address) = hop.gateway {
+                        gateway(message, destination.ip.is_ipv4(), address);
+                    }
+                });
+            }
+        });
     }
     if let Some(source) = route.source {
         message.attribute(libc::RTA_PREFSRC, &bytes(source));
@@ -168,16 +187,16 @@ fn route_message(kind: u16, flags: i32, index: Option<u32>, route: &Route) -> Me
 ///
 /// # Errors
 /// Those of [`Socket::ask`]; `EEXIST` if it is there.
-pub fn add_route(socket: &mut Socket, index: Option<u32>, route: &Route) -> Result<(), Error> {
-    socket.ask(route_message(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_APPEND, index, route))
+pub fn add_route(socket: &mut Socket, interfaces: &Interfaces, route: &Route) -> Result<(), Error> {
+    socket.ask(route_message(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_APPEND, interfaces, route))
 }
 
 /// Removes a route.
 ///
 /// # Errors
 /// Those of [`Socket::ask`]; `ESRCH` if it is not there.
-pub fn delete_route(socket: &mut Socket, index: Option<u32>, route: &Route) -> Result<(), Error> {
-    socket.ask(route_message(libc::RTM_DELROUTE, 0, index, route))
+pub fn delete_route(socket: &mut Socket, interfaces: &Interfaces, route: &Route) -> Result<(), Error> {
+    socket.ask(route_message(libc::RTM_DELROUTE, 0, interfaces, route))
 }
 
 fn neighbour_message(kind: u16, flags: i32, known: &Known) -> Message {

@@ -21,7 +21,12 @@ fn routes(network: &Network) -> Vec<String> {
             let gateway = route.gateway.map_or(String::new(), |gateway| format!(" via {gateway}"));
             let interface = route.interface.as_ref().map_or(String::new(), |name| format!(" dev {name}"));
             let onlink = if route.flags == 4 { " onlink" } else { "" };
-            format!("{destination}{gateway}{interface} table {}{onlink}", route.table)
+            let hops: String = route
+                .next_hops
+                .iter()
+                .map(|hop| format!(" next {} dev {} +{}", hop.gateway.unwrap(), hop.interface, hop.weight))
+                .collect();
+            format!("{destination}{gateway}{interface}{hops} table {}{onlink}", route.table)
         })
         .collect();
     routes.sort();
@@ -36,6 +41,8 @@ fn everything_that_was_set_is_seen_and_nothing_that_a_guest_makes_by_itself() {
         "addr add 10.9.0.3/24 dev eth0",
         "route add 169.254.1.1 dev eth0 scope link",
         "route add 192.0.2.0/24 via 169.254.1.1 dev eth0 onlink mtu 1300 metric 7",
+        "route add 100.100.0.0/16 nexthop via 10.9.0.1 weight 3 nexthop via 10.9.0.7",
+        "route add fd10::/16 nexthop via fd09::1 nexthop via fd09::7",
         "route add blackhole 198.51.100.0/24",
         "route add 203.0.113.0/24 via 10.9.0.1 table 300",
         "neigh add 10.9.0.1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent",
@@ -53,6 +60,7 @@ fn everything_that_was_set_is_seen_and_nothing_that_a_guest_makes_by_itself() {
         routes(&network),
         [
             "10.9.0.0/24 dev eth0 table 254",
+            "100.100.0.0/16 next 10.9.0.1 dev eth0 +2 next 10.9.0.7 dev eth0 +0 table 254",
             "169.254.1.1/32 dev eth0 table 254",
             "192.0.2.0/24 via 169.254.1.1 dev eth0 table 254 onlink",
             "198.51.100.0/24 table 254",
@@ -60,6 +68,7 @@ fn everything_that_was_set_is_seen_and_nothing_that_a_guest_makes_by_itself() {
             "default via 10.9.0.1 dev eth0 table 254",
             "default via fd09::1 dev eth0 table 254",
             "fd09::/64 dev eth0 table 254",
+            "fd10::/16 next fd09::1 dev eth0 +0 next fd09::7 dev eth0 +0 table 254",
         ]
     );
     let far = network.routes.iter().find(|route| route.metric == Some(7)).unwrap();
@@ -86,10 +95,10 @@ fn several_interfaces_are_seen_and_ports_of_a_bridge_are_not() {
 #[test]
 fn what_cannot_be_told_is_refused_by_name() {
     let Some(world) = world() else { return };
-    world.in_pod(&["route add 192.0.2.0/24 nexthop via 10.9.0.1 nexthop via 10.9.0.7"]);
+    world.in_pod(&["route add fd11::/16 from fd09::2 via fd09::1"]);
     let error = world.pod.run(scan).unwrap().unwrap_err();
-    assert!(matches!(&error, Error::Route { destination, .. } if destination == "192.0.2.0/24"), "{error}");
-    world.in_pod(&["route del 192.0.2.0/24", "tuntap add tun7 mode tun", "link set tun7 up"]);
+    assert!(matches!(&error, Error::Route { destination, .. } if destination == "fd11::/16"), "{error}");
+    world.in_pod(&["route del fd11::/16 from fd09::2", "tuntap add tun7 mode tun", "link set tun7 up"]);
     let error = world.pod.run(scan).unwrap().unwrap_err();
     assert!(error.to_string().contains("\"tun7\" cannot be given to a virtual machine"), "{error}");
 }
