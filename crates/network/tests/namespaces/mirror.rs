@@ -18,7 +18,7 @@ fn mirrored(world: &World, interface: &str, queues: u16, model: Model) -> Result
     world.pod.run(|| mirror(interface, queues, model)).unwrap()
 }
 
-/// Answers ARP and echoes UDP over IPv4, as a guest with the interface's addresses would, until the deadline or until it is told
+/// Answers ARP and echoes UDP over IPv4 and IPv6, as a guest with the interface's addresses would, until the deadline or until it is told
 /// to stop. Gives how many packets it has echoed.
 fn respond(tap: &OwnedFd, stop: mpsc::Receiver<()>) -> u32 {
     let mut echoed = 0;
@@ -32,8 +32,9 @@ fn respond(tap: &OwnedFd, stop: mpsc::Receiver<()>) -> u32 {
         let length = rustix::io::read(tap, &mut frame).unwrap();
         let frame = &mut frame[..length];
         if let Some(answer) = answer(&frame[HEADER..]) {
-            echoed += u32::from(answer[12..14] == [8, 0]);
-            let mut out = vec![0; HEADER];
+            echoed += u32::from(answer[12..14] != [8, 6]);
+            // What the header says of the checksum holds for the answer too.
+            let mut out = frame[..HEADER].to_vec();
             out.extend(answer);
             rustix::io::write(tap, &out).unwrap();
         }
@@ -54,13 +55,19 @@ fn answer(frame: &[u8]) -> Option<Vec<u8>> {
             answer[32..42].copy_from_slice(&frame[22..32]);
             Some(answer)
         }
-        // UDP: swapped addresses and ports leave the header's checksum right; that of the payload is optional.
+        // UDP: the checksums of the answer are of the same words in another order.
         [8, 0] if frame[23] == 17 => {
             answer[26..30].copy_from_slice(&frame[30..34]);
             answer[30..34].copy_from_slice(&frame[26..30]);
             answer[34..36].copy_from_slice(&frame[36..38]);
             answer[36..38].copy_from_slice(&frame[34..36]);
-            answer[40..42].fill(0);
+            Some(answer)
+        }
+        [0x86, 0xdd] if frame[20] == 17 => {
+            answer[22..38].copy_from_slice(&frame[38..54]);
+            answer[38..54].copy_from_slice(&frame[22..38]);
+            answer[54..56].copy_from_slice(&frame[56..58]);
+            answer[56..58].copy_from_slice(&frame[54..56]);
             Some(answer)
         }
         _ => None,
@@ -68,14 +75,14 @@ fn answer(frame: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Sends from the node to the pod until an echo comes.
-fn echo(world: &World) -> bool {
+fn echo(world: &World, from: &str, to: &str) -> bool {
     let ask = || {
-        let socket = UdpSocket::bind("10.9.0.1:0").unwrap();
+        let socket = UdpSocket::bind(from).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
         let mut buffer = [0; 64];
         (0..20).any(|_| {
             // A neighbour that could not be found is an error of the next send.
-            let _ = socket.send_to(b"hello", "10.9.0.2:7777");
+            let _ = socket.send_to(b"hello", to);
             matches!(socket.recv(&mut buffer), Ok(length) if &buffer[..length] == b"hello")
         })
     };
@@ -108,10 +115,13 @@ fn traffic_reaches_the_guest_and_nobody_else(world: &World, model: Model) {
     std::thread::scope(|scope| {
         let tap = &tap;
         let responder = scope.spawn(move || respond(tap, stopped));
-        let echoed = echo(world);
+        let v4 = echo(world, "10.9.0.1:0", "10.9.0.2:7777");
+        // The responder speaks no neighbour discovery.
+        world.on_node(&["neigh replace fd09::2 lladdr 02:00:00:00:00:02 dev br0 nud permanent"]);
+        let v6 = echo(world, "[fd09::1]:0", "[fd09::2]:7777");
         stop.send(()).unwrap();
         assert!(responder.join().unwrap() > 0, "no packet came out of the tap");
-        assert!(echoed, "no packet that was written to the tap came to the node");
+        assert!(v4 && v6, "what was written to the tap did not come to the node: IPv4 {v4}, IPv6 {v6}");
     });
 
     let name = mirror.tap.clone();
