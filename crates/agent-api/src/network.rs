@@ -10,7 +10,8 @@ pub struct Network {
     /// Every interface but the loopback.
     #[serde(default)]
     pub interfaces: Vec<Interface>,
-    /// Every route that the kernel does not make by itself.
+    /// Every route but those of the local table, those of IPv6 link-local addresses and those that routers advertise.
+    /// Those that the kernel makes because of an address are among them: the guest's makes none.
     #[serde(default)]
     pub routes: Vec<Route>,
     /// Permanent entries of the neighbour tables.
@@ -77,6 +78,25 @@ pub struct Route {
     /// `RTAX_MTU` of the metrics, bytes.
     #[serde(default)]
     pub mtu: Option<u32>,
+    /// The next hops, if there are several. Then the route itself has neither `gateway` nor `interface`.
+    #[serde(default)]
+    pub next_hops: Vec<NextHop>,
+}
+
+/// One of several next hops of a route (`struct rtnexthop`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NextHop {
+    /// By way of.
+    #[serde(default)]
+    pub gateway: Option<IpAddr>,
+    /// Interface, by name.
+    pub interface: String,
+    /// `rtnh_hops`: its share of the traffic, less one.
+    #[serde(default)]
+    pub weight: u8,
+    /// `rtnh_flags`, as those of the route.
+    #[serde(default)]
+    pub flags: u32,
 }
 
 /// A neighbour.

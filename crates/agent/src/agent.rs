@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::boot::{CrashPoint, Options, SharedFs, Stages};
 use crate::container::{Containers, OwnNamespaces};
 use crate::log::Log;
+use crate::network::GuestNetwork;
 use crate::reaper::Reaper;
 use crate::tokens::Tokens;
 
@@ -25,6 +26,8 @@ pub struct Agent {
     pub reaper: Reaper,
     /// The containers.
     pub containers: Containers,
+    /// The network.
+    pub network: GuestNetwork,
     /// The namespaces it was started in.
     pub namespaces: OwnNamespaces,
     /// A host that speaks our version has said hello.

@@ -24,6 +24,7 @@ mod error;
 mod fault;
 mod io;
 mod log;
+mod network;
 mod reaper;
 mod server;
 mod spec;
@@ -114,6 +115,7 @@ async fn serve(
         tokens: tokens::Tokens::default(),
         reaper: Reaper::new().step("watching", "child processes")?,
         containers: container::Containers::default(),
+        network: network::GuestNetwork::default(),
         namespaces: container::OwnNamespaces::open().step("opening", "/proc/self/ns")?,
         greeted: false.into(),
     });

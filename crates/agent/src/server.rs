@@ -109,6 +109,10 @@ async fn call(agent: &Rc<Agent>, request: Request, stream: &mut BoxStream) -> Re
             agent.containers.delete(&container).await?;
             Ok(Reply::Done)
         }
+        Request::ConfigureNetwork(network) => {
+            agent.network.configure(network).await?;
+            Ok(Reply::Done)
+        }
         other => Err(fault(FaultKind::InvalidArgument, format!("this agent does not know {}", name(&other)))),
     }
 }
