@@ -77,6 +77,62 @@ pub enum Error {
         /// How long it was given.
         deadline: Duration,
     },
+    /// The machine cannot be changed in this way while it runs.
+    #[error("a {machine} machine cannot be given {what} while it runs; {remedy}")]
+    Fixed {
+        /// QEMU's name of the machine.
+        machine: &'static str,
+        /// What was asked for.
+        what: &'static str,
+        /// What the user can do.
+        remedy: &'static str,
+    },
+    /// All places for devices are taken.
+    #[error("there is no place left for {device}: all {places} for devices that come while the machine runs are taken; remove one, or start the machine with more (hotplug_slots)")]
+    Full {
+        /// The kind of device and its name.
+        device: String,
+        /// How many places there are.
+        places: usize,
+    },
+    /// A device has a name that is in use.
+    #[error("the machine already has {device}")]
+    Present {
+        /// The kind of device and its name.
+        device: String,
+    },
+    /// There is no such device.
+    #[error("the machine has no {device}")]
+    Unknown {
+        /// The kind of device and its name.
+        device: String,
+    },
+    /// A device cannot be removed, because it was there when the machine started and has no place of the right kind.
+    #[error("{device} cannot be removed: the machine was started without places for devices that come and go (hotplug_slots)")]
+    Builtin {
+        /// The kind of device and its name.
+        device: String,
+    },
+    /// The guest does not give up a device.
+    #[error("the guest has not let go of {device} within {} s; stop what uses it in the guest and try again", deadline.as_secs())]
+    Held {
+        /// The kind of device and its name.
+        device: String,
+        /// How long it was given.
+        deadline: Duration,
+    },
+    /// A device could not be added or removed.
+    #[error("cannot {action} {device}: could not {step}")]
+    Device {
+        /// `add` or `remove`.
+        action: &'static str,
+        /// The kind of device and its name.
+        device: String,
+        /// The step that failed, as a verb.
+        step: &'static str,
+        /// Why.
+        source: Box<Error>,
+    },
 }
 
 impl Error {

@@ -29,9 +29,10 @@
 //! | method | running | paused | ended |
 //! |---|---|---|---|
 //! | `take_channel` | the stream, once | the same | the same; it reads as closed |
-//! | `pid`, `console_tail`, `stderr_tail`, `stages` | yes | yes | yes, what was last known |
+//! | `pid`, `console_tail`, `stderr_tail`, `stages`, `vcpus`, `memory_mib` | yes | yes | yes, what was last known |
 //! | `pause` | → paused | stays paused | [`Error::Ended`] |
 //! | `resume` | stays running | → running | [`Error::Ended`] |
+//! | `add_…`, `remove_…`, `set_…` | yes | yes, but what needs the guest's answer waits in vain | [`Error::Ended`] |
 //! | `wait` | pends | pends | the reason, as often as asked |
 //! | `kill` | → ended | → ended | nothing happens |
 //!
@@ -51,6 +52,7 @@
 
 mod accelerator;
 mod arch;
+mod devices;
 mod error;
 mod exit;
 mod image;
@@ -70,6 +72,7 @@ use tokio::net::UnixStream;
 
 pub use accelerator::{Accelerator, Choice, choose_accelerator};
 pub use arch::Arch;
+pub use devices::{Disk, Nic};
 pub use error::Error;
 pub use exit::{ExitCause, ExitReason};
 pub use qemu::{Qemu, QemuConfig};
@@ -90,10 +93,21 @@ pub struct VmConfig {
     pub image: GuestImage,
     /// Appended to the driver's own kernel command line, so that it wins where both set the same parameter.
     pub kernel_params: String,
-    /// Number of virtual CPUs, 1 to [`Capabilities::max_vcpus`].
+    /// Number of virtual CPUs at the start, 1 to [`Capabilities::max_vcpus`].
     pub vcpus: u32,
-    /// Memory of the guest, MiB.
+    /// How many [`Vm::set_vcpus`] may make of them: `vcpus`, if they never become more.
+    pub max_vcpus: u32,
+    /// Memory of the guest at the start, MiB.
     pub memory_mib: u64,
+    /// How much [`Vm::set_memory`] may make of it, MiB: `memory_mib`, if it never becomes more.
+    pub max_memory_mib: u64,
+    /// Disks besides the guest image.
+    pub disks: Vec<Disk>,
+    /// Network interfaces.
+    pub nics: Vec<Nic>,
+    /// How many disks and interfaces may be added while the machine runs, besides those of `disks` and `nics`; 0 unless
+    /// [`Capabilities::hotplug`]. Only if it is not 0 can any of them be removed.
+    pub hotplug_slots: u32,
     /// A directory shared with the guest.
     pub shared_fs: Option<SharedFs>,
     /// Let the guest's kernel log everything to its console, and keep the console in [`CONSOLE_LOG`] of `run_dir`.
@@ -157,6 +171,14 @@ pub struct Capabilities {
     pub pause: bool,
     /// Most virtual CPUs of a machine.
     pub max_vcpus: u32,
+    /// Disks, interfaces and memory may come and go while the machine runs.
+    pub hotplug: bool,
+    /// Virtual CPUs may be added while the machine runs: [`VmConfig::max_vcpus`] may be more than [`VmConfig::vcpus`].
+    pub vcpu_hotplug: bool,
+    /// Most disks of a machine, besides its image.
+    pub max_disks: u32,
+    /// Most network interfaces of a machine.
+    pub max_nics: u32,
 }
 
 /// One finished step of a machine's start.
@@ -224,12 +246,64 @@ pub trait Vm: Send + Sync {
     /// As [`Vm::pause`].
     fn resume(&self) -> BoxFuture<'_, Result<()>>;
 
+    /// Adds a disk. When this returns the guest has been told of it.
+    ///
+    /// An addition or removal that was begun is finished, whether this future is awaited or dropped, and one waits for the other.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a disk that makes no sense; [`Error::Fixed`] if the machine takes none while it runs; [`Error::Full`] if it
+    /// has no place left; [`Error::Device`] names the disk and what was refused. Then nothing of the disk is left.
+    fn add_disk(&self, disk: Disk) -> BoxFuture<'_, Result<()>>;
+
+    /// Removes a disk: asks the guest to let go of it, waits until it has, and closes the disk's file.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] if there is none with this serial number; [`Error::Held`] if the guest has not let go of it within
+    /// [`REMOVAL_DEADLINE`], after which this may be tried again; and as [`Vm::add_disk`].
+    fn remove_disk(&self, serial: &str) -> BoxFuture<'_, Result<()>>;
+
+    /// Adds a network interface. Otherwise like [`Vm::add_disk`].
+    ///
+    /// # Errors
+    /// As [`Vm::add_disk`].
+    fn add_nic(&self, nic: Nic) -> BoxFuture<'_, Result<()>>;
+
+    /// Removes a network interface. Otherwise like [`Vm::remove_disk`].
+    ///
+    /// # Errors
+    /// As [`Vm::remove_disk`].
+    fn remove_nic(&self, id: &str) -> BoxFuture<'_, Result<()>>;
+
+    /// Adds virtual CPUs until there are as many. Takes none away: with as many or more nothing happens. It is the guest that
+    /// takes them into service. Gives how many there are.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for more than [`VmConfig::max_vcpus`], and errors of the control connection.
+    fn set_vcpus(&self, vcpus: u32) -> BoxFuture<'_, Result<u32>>;
+
+    /// Gives the guest memory or takes some, in steps of 2 MiB, rounded up. Waits until the guest has done its part, or has
+    /// done nothing for a few seconds: it cannot give back what it uses. Gives what it then has, MiB.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for less than [`VmConfig::memory_mib`] or more than [`VmConfig::max_memory_mib`], and errors of the control
+    /// connection.
+    fn set_memory(&self, mib: u64) -> BoxFuture<'_, Result<u64>>;
+
+    /// Virtual CPUs that it has, as far as this process knows.
+    fn vcpus(&self) -> u32;
+
+    /// Memory that it has, MiB, as far as this process knows.
+    fn memory_mib(&self) -> u64;
+
     /// Waits until the machine has ended and its process is reaped. May be abandoned and called again.
     fn wait(&self) -> BoxFuture<'_, ExitReason>;
 
     /// Ends the machine at once, without a word to the guest, and waits, 10 s at most, until its process is reaped.
     fn kill(&self) -> BoxFuture<'_, ()>;
 }
+
+/// How long a guest may take to let go of a device: a busy one takes a second, and a port of PCI Express blinks for five before.
+pub const REMOVAL_DEADLINE: std::time::Duration = std::time::Duration::from_secs(15);
 
 /// Lines returned by [`Vm::console_tail`] and [`Vm::stderr_tail`] at most: what fits on a screen.
 pub const TAIL_LINES: usize = 24;

@@ -19,10 +19,13 @@ use tokio::{
 };
 
 use super::{
+    devices::Name,
+    hotplug::Hotplug,
+    inventory::Inventory,
     process::Process,
     qmp::{self, Qmp},
 };
-use crate::{BoxFuture, CONSOLE_LOG_LIMIT, Error, ExitCause, ExitReason, Result, Stage, Vm, tail::Tail};
+use crate::{BoxFuture, CONSOLE_LOG_LIMIT, Disk, Error, ExitCause, ExitReason, Nic, Result, Stage, Vm, tail::Tail};
 
 /// How long a killed QEMU may take to go.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -56,6 +59,19 @@ pub(super) struct ImageFacts {
     pub(super) is_verified: bool,
 }
 
+/// What is known of a QEMU that was just started.
+pub(super) struct Facts {
+    pub(super) spawned_ns: u64,
+    /// Where the guest's console is kept.
+    pub(super) log: Option<File>,
+    /// The first line of QEMU's standard error, so to speak.
+    pub(super) notice: Option<String>,
+    /// What the guest has as its root.
+    pub(super) image: ImageFacts,
+    pub(super) inventory: Inventory,
+    pub(super) vcpus: u32,
+}
+
 /// Our ends of QEMU's connections.
 pub(super) struct Streams {
     pub(super) qmp: UnixStream,
@@ -81,22 +97,16 @@ pub(super) struct Machine {
     channel: Option<UnixStream>,
     tails: Arc<Tails>,
     qmp: Qmp,
+    hotplug: Arc<Hotplug>,
     spawned_ns: u64,
     ended: watch::Receiver<Option<ExitReason>>,
     watcher: JoinHandle<()>,
 }
 
 impl Machine {
-    /// Takes charge of a QEMU that was just started. `notice` becomes the first line of its standard error. `image` is what
-    /// the guest has as its root.
-    pub(super) fn new(
-        child: Child,
-        streams: Streams,
-        spawned_ns: u64,
-        log: Option<File>,
-        notice: Option<String>,
-        image: ImageFacts,
-    ) -> Result<Self> {
+    /// Takes charge of a QEMU that was just started.
+    pub(super) fn new(child: Child, streams: Streams, facts: Facts) -> Result<Self> {
+        let Facts { spawned_ns, log, notice, image, inventory, vcpus } = facts;
         let failed = Error::io("watch QEMU's process");
         let process = Arc::new(Process::new(child).map_err(&failed)?);
         let exit = process.watch().map_err(&failed)?;
@@ -105,6 +115,7 @@ impl Machine {
             lock(&tails.stderr).push(format!("{notice}\n").as_bytes());
         }
         let (qmp, work) = Qmp::connect(streams.qmp);
+        let hotplug = Arc::new(Hotplug::new(qmp.clone(), inventory, vcpus));
         let (report, ended) = watch::channel(None);
         let watcher = Watcher {
             process: process.clone(),
@@ -118,19 +129,36 @@ impl Machine {
             qmp_work: Some(tokio::spawn(work)),
         };
         let watcher = tokio::spawn(watcher.run(report));
-        Ok(Self { process, channel: Some(streams.channel), tails, qmp, spawned_ns, ended, watcher })
+        Ok(Self { process, channel: Some(streams.channel), tails, qmp, hotplug, spawned_ns, ended, watcher })
     }
 
     /// Gives a command to a machine that has not ended.
     async fn command(&self, command: &'static str) -> Result<()> {
         let result = self.qmp.execute(command).await;
-        // A connection that broke because QEMU is gone is reported by the cause.
-        if matches!(result, Err(Error::Control(_)))
-            && let Ok(reason) = timeout(LAST_WORDS_DEADLINE, self.wait()).await
-        {
+        self.explain(result).await.map(drop)
+    }
+
+    /// Changes the machine. Once begun, this is finished, even if nobody waits for it.
+    async fn change<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let done = tokio::spawn(work).await;
+        let result = done.unwrap_or_else(|_| Err(Error::Control("the runtime that speaks to it has ended".into())));
+        self.explain(result).await
+    }
+
+    /// A connection that broke because QEMU is gone is reported by the cause.
+    async fn explain<T>(&self, result: Result<T>) -> Result<T> {
+        let is_broken = match &result {
+            Err(Error::Control(_)) => true,
+            Err(Error::Device { source, .. }) => matches!(**source, Error::Control(_)),
+            _ => false,
+        };
+        if is_broken && let Ok(reason) = timeout(LAST_WORDS_DEADLINE, self.wait()).await {
             return Err(Error::Ended(reason));
         }
-        result.map(drop)
+        result
     }
 }
 
@@ -161,6 +189,44 @@ impl Vm for Machine {
 
     fn resume(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(self.command("cont"))
+    }
+
+    fn add_disk(&self, disk: Disk) -> BoxFuture<'_, Result<()>> {
+        let hotplug = self.hotplug.clone();
+        Box::pin(self.change(async move { hotplug.add_disk(disk).await }))
+    }
+
+    fn remove_disk(&self, serial: &str) -> BoxFuture<'_, Result<()>> {
+        let (hotplug, name) = (self.hotplug.clone(), Name::disk(serial));
+        Box::pin(self.change(async move { hotplug.remove(name).await }))
+    }
+
+    fn add_nic(&self, nic: Nic) -> BoxFuture<'_, Result<()>> {
+        let hotplug = self.hotplug.clone();
+        Box::pin(self.change(async move { hotplug.add_nic(nic).await }))
+    }
+
+    fn remove_nic(&self, id: &str) -> BoxFuture<'_, Result<()>> {
+        let (hotplug, name) = (self.hotplug.clone(), Name::nic(id));
+        Box::pin(self.change(async move { hotplug.remove(name).await }))
+    }
+
+    fn set_vcpus(&self, vcpus: u32) -> BoxFuture<'_, Result<u32>> {
+        let hotplug = self.hotplug.clone();
+        Box::pin(self.change(async move { hotplug.set_vcpus(vcpus).await }))
+    }
+
+    fn set_memory(&self, mib: u64) -> BoxFuture<'_, Result<u64>> {
+        let hotplug = self.hotplug.clone();
+        Box::pin(self.change(async move { hotplug.set_memory(mib).await }))
+    }
+
+    fn vcpus(&self) -> u32 {
+        self.hotplug.vcpus()
+    }
+
+    fn memory_mib(&self) -> u64 {
+        self.hotplug.memory_mib()
     }
 
     fn wait(&self) -> BoxFuture<'_, ExitReason> {

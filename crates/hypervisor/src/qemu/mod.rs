@@ -14,6 +14,12 @@
 //! A q35, microvm or (for Arm) virt without everything that can be left out, and a few devices: a serial port for the console,
 //! virtio-serial for the channel, virtio-fs if there is something to share, a read-only disk if that is the guest image. `args/` gives the reason for each argument.
 //!
+//! # What comes and goes
+//!
+//! Disks and interfaces have places: the slots of one PCI bridge, or ports of PCI Express where there is no ACPI (`inventory.rs` has the
+//! list). A machine without `hotplug_slots` has no such thing, and pays nothing for it. Files reach a running QEMU as
+//! descriptors over QMP (`hotplug.rs`). Processors are plugged by ACPI, and memory is that of a virtio-mem device, which is empty at the start.
+//!
 //! # KVM and the user id
 //!
 //! With KVM, QEMU opens `/dev/kvm` itself. If the device's group may read and write it, QEMU gets that group as its
@@ -21,6 +27,9 @@
 //! in its first line. Making the device accessible to a group (`chgrp kvm /dev/kvm; chmod 660 /dev/kvm`) is the remedy.
 
 mod args;
+mod devices;
+mod hotplug;
+mod inventory;
 mod machine;
 mod process;
 mod qmp;
@@ -40,7 +49,10 @@ use std::{
 
 use tokio::net::UnixStream;
 
-use self::args::{Descriptors, Model};
+use self::{
+    args::{Descriptors, Model, Places},
+    inventory::Inventory,
+};
 use crate::{
     Accelerator, Arch, BoxFuture, Capabilities, Error, GuestImage, Hypervisor, Result, Vm, VmConfig,
     image::{self, Image},
@@ -52,6 +64,9 @@ use crate::{
 
 /// Most virtual CPUs: what a q35 without an interrupt-remapping IOMMU addresses.
 pub const MAX_VCPUS: u32 = 255;
+
+/// Most memory, MiB: what Linux maps with four levels of page tables, by far more than any host has.
+const MAX_MEMORY_MIB: u64 = 16 << 20;
 
 /// What only QEMU understands.
 #[derive(Debug, Clone)]
@@ -137,8 +152,24 @@ impl Qemu {
         if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
             return refuse("vcpus", config.vcpus.to_string(), "1 to 255 virtual CPUs are possible");
         }
+        if config.max_vcpus < config.vcpus || config.max_vcpus > MAX_VCPUS {
+            return refuse("max_vcpus", config.max_vcpus.to_string(), "at least as many as vcpus and at most 255 are possible");
+        }
         if config.memory_mib == 0 {
             return refuse("memory_mib", "0".into(), "a guest needs memory");
+        }
+        if config.max_memory_mib < config.memory_mib || config.max_memory_mib > MAX_MEMORY_MIB {
+            return refuse(
+                "max_memory_mib",
+                config.max_memory_mib.to_string(),
+                "at least as much as memory_mib and at most 16 TiB are possible",
+            );
+        }
+        for disk in &config.disks {
+            disk.check()?;
+        }
+        for nic in &config.nics {
+            nic.check()?;
         }
         if config.kernel_params.chars().any(|c| c.is_control()) {
             return refuse("kernel_params", config.kernel_params.clone(), "one line of text was expected");
@@ -156,11 +187,12 @@ impl Qemu {
         Ok(())
     }
 
-    fn start_now(&self, config: VmConfig) -> Result<Box<dyn Vm>> {
+    fn start_now(&self, mut config: VmConfig) -> Result<Box<dyn Vm>> {
         self.check_demands(&config)?;
         let Opened { kernel, image, model, identity, privileged } =
             self.open(&config.kernel, &config.image, config.uid)?;
         let Identity { uid, group, notice } = identity;
+        let inventory = Inventory::new(model, &config)?;
 
         let log = if config.debug { Some(open_console_log(&config.run_dir)?) } else { None };
         let (qmp, qmp_theirs) = socket_pair()?;
@@ -176,10 +208,14 @@ impl Qemu {
             kernel: number(&kernel),
             image: number(&image_file),
             shared_fs: config.shared_fs.as_ref().map(|fs| number(&fs.socket)),
+            disks: config.disks.iter().map(|disk| number(&disk.file)).collect(),
+            nics: config.nics.iter().map(|nic| [&nic.taps, &nic.vhost].map(|fds| fds.iter().map(number).collect())).collect(),
         };
-        let arguments = args::arguments(&self.config, model, &config, image.disk(), &descriptors);
+        let arguments = args::arguments(&self.config, &inventory, &config, image.disk(), &descriptors)?;
         let mut inherit = vec![qmp_theirs, console_theirs, channel_theirs, kernel, image_file];
-        inherit.extend(config.shared_fs.map(|fs| fs.socket));
+        inherit.extend(config.shared_fs.take().map(|fs| fs.socket));
+        inherit.extend(config.disks.drain(..).map(|disk| disk.file));
+        inherit.extend(config.nics.drain(..).flat_map(|nic| nic.taps.into_iter().chain(nic.vhost)));
 
         let mut command = Command::new(&self.config.path);
         let stdout = stderr_theirs.try_clone().map_err(Error::io("duplicate a descriptor"))?;
@@ -195,7 +231,8 @@ impl Qemu {
             is_disk: disk.is_some(),
             is_verified: disk.is_some_and(|disk| disk.verity.is_some()),
         };
-        Ok(Box::new(machine::Machine::new(child, streams, spawned_ns, log, notice, image)?))
+        let facts = machine::Facts { spawned_ns, log, notice, image, inventory, vcpus: config.vcpus };
+        Ok(Box::new(machine::Machine::new(child, streams, facts)?))
     }
 
     fn identity(&self, uid: Option<u32>) -> Identity {
@@ -238,7 +275,16 @@ struct Opened {
 
 impl Hypervisor for Qemu {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { shared_fs: true, pause: true, max_vcpus: MAX_VCPUS }
+        let model = Model::meant(&self.config.path, self.config.machine_type.as_deref());
+        Capabilities {
+            shared_fs: true,
+            pause: true,
+            max_vcpus: MAX_VCPUS,
+            hotplug: model.places != Places::None,
+            vcpu_hotplug: model.vcpu_hotplug,
+            max_disks: model.room.disks,
+            max_nics: model.room.nics,
+        }
     }
 
     fn check(&self, kernel: &Path, image: &GuestImage, uid: Option<u32>) -> Result<()> {

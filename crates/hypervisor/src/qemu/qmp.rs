@@ -1,30 +1,34 @@
-//! A client of the QEMU Machine Protocol: just the commands and events this driver needs.
+//! A client of the QEMU Machine Protocol: commands, with a descriptor where one is passed, and the events this driver needs.
 //!
 //! QEMU may have been taken over by its guest, so its messages are bounded in size, nothing it sends makes this client
 //! allocate more than one line, and no command waits for an answer beyond its deadline.
 //! Protocol: QEMU's `docs/interop/qmp-spec.rst`.
 
 use std::{
+    io::IoSlice,
+    mem::MaybeUninit,
+    os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, Interest},
     net::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::{mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot},
     time::timeout,
 };
 
 use crate::{Error, Result, Stage, sys::monotonic_ns};
 
-/// Longest message accepted, bytes. The answers to the commands used here take less than 1 KiB.
-const LINE_LIMIT: usize = 64 * 1024;
+/// Longest message accepted, bytes. A list of 255 processors takes 50 KiB, every other answer to what is asked here less than 1.
+const LINE_LIMIT: usize = 128 * 1024;
 
 /// How long a command may take. QEMU answers in less than a millisecond, unless the host is short of memory or time.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
@@ -51,12 +55,40 @@ struct Seen {
     running_ns: Option<u64>,
     shutdown: Option<String>,
     broken: Option<String>,
+    /// The one device whose end is waited for, and whether it was seen.
+    leaving: Option<(String, bool)>,
 }
 
 /// A command on its way to QEMU.
 struct Call {
     command: &'static str,
-    reply: oneshot::Sender<Result<Value>>,
+    /// `null` for none.
+    arguments: Value,
+    /// What goes with it.
+    descriptor: Option<OwnedFd>,
+    reply: oneshot::Sender<Answer>,
+}
+
+/// What QEMU said to a command.
+pub(super) type Answer = Result<std::result::Result<Value, Refusal>>;
+
+/// Why QEMU does not obey.
+#[derive(Debug, Deserialize)]
+pub(super) struct Refusal {
+    class: String,
+    #[serde(rename = "desc")]
+    words: String,
+}
+
+impl Refusal {
+    /// There is no such device.
+    pub(super) fn is_unknown_device(&self) -> bool {
+        self.class == "DeviceNotFound"
+    }
+
+    pub(super) fn of(self, command: &'static str) -> Error {
+        Error::Refused { command, message: self.words }
+    }
 }
 
 /// The caller's side of the connection. Clones share it.
@@ -64,6 +96,7 @@ struct Call {
 pub(super) struct Qmp {
     calls: mpsc::Sender<Call>,
     seen: Arc<Mutex<Seen>>,
+    left: Arc<Notify>,
 }
 
 impl Qmp {
@@ -71,24 +104,64 @@ impl Qmp {
     pub(super) fn connect(stream: UnixStream) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (calls, queue) = mpsc::channel(QUEUE);
         let seen = Arc::new(Mutex::new(Seen::default()));
-        let client = Self { calls, seen: seen.clone() };
+        let left = Arc::new(Notify::new());
+        let client = Self { calls, seen: seen.clone(), left: left.clone() };
         let (reader, writer) = stream.into_split();
-        let connection = Connection { reader, writer, buffer: Vec::new(), seen };
+        let connection = Connection { reader, writer, buffer: Vec::new(), seen, left };
         (client, connection.run(queue))
     }
 
     /// Sends a command without arguments and waits for its answer, [`DEADLINE`] at most.
     pub(super) async fn execute(&self, command: &'static str) -> Result<Value> {
-        self.execute_within(command, DEADLINE).await
+        self.call(command, Value::Null).await
     }
 
-    async fn execute_within(&self, command: &'static str, deadline: Duration) -> Result<Value> {
+    /// Sends a command and waits for its answer, [`DEADLINE`] at most.
+    pub(super) async fn call(&self, command: &'static str, arguments: Value) -> Result<Value> {
+        self.ask(command, arguments).await?.map_err(|refusal| refusal.of(command))
+    }
+
+    /// The same; a refusal is an answer.
+    pub(super) async fn ask(&self, command: &'static str, arguments: Value) -> Answer {
+        self.call_within(command, arguments, None, DEADLINE).await
+    }
+
+    /// The same as [`Qmp::call`] with a descriptor, of which QEMU gets a copy.
+    pub(super) async fn pass(&self, command: &'static str, arguments: Value, descriptor: OwnedFd) -> Result<Value> {
+        let answer = self.call_within(command, arguments, Some(descriptor), DEADLINE).await?;
+        answer.map_err(|refusal| refusal.of(command))
+    }
+
+    async fn call_within(
+        &self,
+        command: &'static str,
+        arguments: Value,
+        descriptor: Option<OwnedFd>,
+        deadline: Duration,
+    ) -> Answer {
         let answered = async {
             let (reply, answer) = oneshot::channel();
-            self.calls.send(Call { command, reply }).await.map_err(|_| self.broken())?;
+            let call = Call { command, arguments, descriptor, reply };
+            self.calls.send(call).await.map_err(|_| self.broken())?;
             answer.await.unwrap_or_else(|_| Err(self.broken()))
         };
         timeout(deadline, answered).await.unwrap_or(Err(Error::Silent { command, deadline }))
+    }
+
+    /// From now on the end of this device, by its id, is noticed, and no other's.
+    pub(super) fn expect_end_of(&self, device: &str) {
+        lock(&self.seen).leaving = Some((device.into(), false));
+    }
+
+    /// Whether the device is gone that was last named to [`Qmp::expect_end_of`]; waits for that.
+    pub(super) async fn is_gone_within(&self, patience: Duration) -> bool {
+        let is_gone = || lock(&self.seen).leaving.as_ref().is_some_and(|(_, gone)| *gone);
+        let seen = async {
+            while !is_gone() {
+                self.left.notified().await;
+            }
+        };
+        timeout(patience, seen).await.is_ok()
     }
 
     /// The steps of the start that QEMU has reported.
@@ -134,11 +207,7 @@ struct Message {
 #[derive(Deserialize)]
 struct EventData {
     reason: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Refusal {
-    desc: String,
+    device: Option<String>,
 }
 
 /// QEMU's side.
@@ -147,6 +216,7 @@ struct Connection {
     writer: OwnedWriteHalf,
     buffer: Vec<u8>,
     seen: Arc<Mutex<Seen>>,
+    left: Arc<Notify>,
 }
 
 impl Connection {
@@ -167,15 +237,15 @@ impl Connection {
         }
         lock(&self.seen).ready_ns = Some(monotonic_ns());
         // Both go out together; their numbers tell the answers apart from those of the commands that follow.
-        self.send(0, "qmp_capabilities").await?;
-        self.send(1, "query-status").await?;
-        let (mut next, mut pending) = (2, None::<(u64, Call)>);
+        self.send(0, "qmp_capabilities", Value::Null, None).await?;
+        self.send(1, "query-status", Value::Null, None).await?;
+        let (mut next, mut pending) = (2, None::<(u64, oneshot::Sender<Answer>)>);
         loop {
             tokio::select! {
                 // One command at a time: QEMU would answer them one after the other anyway.
                 Some(call) = queue.recv(), if pending.is_none() => {
-                    self.send(next, call.command).await?;
-                    pending = Some((next, call));
+                    self.send(next, call.command, call.arguments, call.descriptor).await?;
+                    pending = Some((next, call.reply));
                     next += 1;
                 }
                 filled = fill(&mut self.reader, &mut self.buffer) => filled?,
@@ -186,15 +256,16 @@ impl Connection {
                     self.note(event, &message);
                 } else if message.id == Some(0) {
                     if let Some(refusal) = message.error {
-                        return Err(format!("it refused to negotiate: {}", refusal.desc));
+                        return Err(format!("it refused to negotiate: {}", refusal.words));
                     }
                 } else if message.id == Some(1) {
                     if message.result.is_some_and(|status| status["running"] == true) {
                         lock(&self.seen).running_ns.get_or_insert_with(monotonic_ns);
                     }
-                } else if let Some((id, call)) = pending.take() {
+                } else if let Some((id, reply)) = pending.take() {
                     if message.id == Some(id) {
-                        let _gave_up = call.reply.send(answer(message, call.command));
+                        let answer = message.error.map_or(Ok(message.result.unwrap_or_default()), Err);
+                        let _gave_up = reply.send(Ok(answer));
                     } else {
                         return Err(UNASKED.into());
                     }
@@ -214,9 +285,37 @@ impl Connection {
         }
     }
 
-    async fn send(&mut self, id: u64, command: &str) -> std::result::Result<(), String> {
-        let line = format!("{{\"execute\":\"{command}\",\"id\":{id}}}\n");
-        self.writer.write_all(line.as_bytes()).await.map_err(|error| format!("it takes no command ({error})"))
+    async fn send(
+        &mut self,
+        id: u64,
+        command: &str,
+        arguments: Value,
+        descriptor: Option<OwnedFd>,
+    ) -> std::result::Result<(), String> {
+        let mut message = json!({ "execute": command, "id": id });
+        if !arguments.is_null() {
+            message["arguments"] = arguments;
+        }
+        let line = format!("{message}\n");
+        let failed = |error| format!("it takes no command ({error})");
+        let sent = match &descriptor {
+            Some(descriptor) => self.send_first(line.as_bytes(), descriptor).await.map_err(failed)?,
+            None => 0,
+        };
+        self.writer.write_all(&line.as_bytes()[sent..]).await.map_err(failed)
+    }
+
+    /// Sends as much as goes at once, and a descriptor with it; gives how much that was.
+    async fn send_first(&self, bytes: &[u8], descriptor: &OwnedFd) -> std::io::Result<usize> {
+        let stream: &UnixStream = self.writer.as_ref();
+        let send = || {
+            let descriptors = [descriptor.as_fd()];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+            Ok(sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?)
+        };
+        stream.async_io(Interest::WRITABLE, send).await
     }
 
     fn note(&self, event: &str, message: &Message) {
@@ -229,6 +328,15 @@ impl Connection {
             // The machine may have begun to run between the greeting and the first look at its state.
             "RESUME" => {
                 seen.running_ns.get_or_insert_with(monotonic_ns);
+            }
+            "DEVICE_DELETED" => {
+                let device = message.data.as_ref().and_then(|data| data.device.as_ref());
+                if let Some((awaited, gone)) = &mut seen.leaving
+                    && device == Some(awaited)
+                {
+                    *gone = true;
+                    self.left.notify_one();
+                }
             }
             _ => {}
         }
@@ -264,138 +372,5 @@ fn parse(line: &[u8]) -> std::result::Result<Message, String> {
     serde_json::from_slice(line).map_err(|error| format!("it sent something that is no message of QMP's ({error})"))
 }
 
-fn answer(message: Message, command: &'static str) -> Result<Value> {
-    match message.error {
-        Some(refusal) => Err(Error::Refused { command, message: refusal.desc }),
-        None => Ok(message.result.unwrap_or_default()),
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncBufReadExt, BufReader};
-
-    use super::*;
-
-    const GREETING: &[u8] = b"{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n";
-
-    /// A client whose QEMU is the other end of the returned stream.
-    fn client() -> (Qmp, UnixStream) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let (qmp, work) = Qmp::connect(ours);
-        tokio::spawn(work);
-        (qmp, theirs)
-    }
-
-    /// A QEMU that answers every command by the script: (command, what is sent, with ID replaced by the command's).
-    async fn serve(stream: UnixStream, script: &[(&str, &str)]) {
-        let (reader, mut writer) = stream.into_split();
-        writer.write_all(GREETING).await.unwrap();
-        let mut lines = BufReader::new(reader).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
-            let message: Value = serde_json::from_str(&line).unwrap();
-            let command = message["execute"].as_str().unwrap();
-            let answer = match script.iter().find(|(name, _)| *name == command) {
-                Some((_, answer)) => answer.replace("ID", &message["id"].to_string()),
-                None => format!("{{\"return\": {{}}, \"id\": {}}}\r\n", message["id"]),
-            };
-            writer.write_all(answer.as_bytes()).await.unwrap();
-        }
-    }
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn commands_answers_and_events() {
-        let (qmp, qemu) = client();
-        tokio::spawn(serve(
-            qemu,
-            &[
-                ("query-status", "{\"return\": {\"status\": \"running\", \"running\": true}, \"id\": ID}\r\n"),
-                ("stop", "{\"event\": \"STOP\", \"timestamp\": {}}\r\n{\"return\": {}, \"id\": ID}\r\n"),
-                ("cont", "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}, \"id\": ID}\r\n"),
-                (
-                    "quit",
-                    "{\"return\": {}, \"id\": ID}\n{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": false, \"reason\": \"host-qmp-quit\"}}\n",
-                ),
-            ],
-        ));
-        qmp.execute("stop").await.unwrap();
-        assert_eq!(qmp.execute("cont").await.unwrap_err().to_string(), "QEMU refused the command cont: no");
-        assert_eq!(qmp.shutdown(), None);
-        qmp.execute("quit").await.unwrap();
-        qmp.execute("query-status").await.unwrap();
-        assert_eq!(qmp.shutdown().as_deref(), Some("host-qmp-quit"));
-        let stages: Vec<_> = qmp.stages().map(|stage| stage.name).collect();
-        assert_eq!(stages, ["qmp-ready", "running"]);
-    }
-
-    /// What a command is told when QEMU sends these bytes after its greeting.
-    async fn told_after(bytes: &[u8]) -> String {
-        let (qmp, mut qemu) = client();
-        qemu.write_all(GREETING).await.unwrap();
-        let bytes = bytes.to_vec();
-        tokio::spawn(async move {
-            // The client hangs up when it has seen enough.
-            let _ = qemu.write_all(&bytes).await;
-            let mut sink = Vec::new();
-            let _ = qemu.read_to_end(&mut sink).await;
-        });
-        qmp.execute_within("stop", Duration::from_millis(400)).await.unwrap_err().to_string()
-    }
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn misbehaviour_is_named() {
-        for (bytes, part) in [
-            (&b"\x00\xff\x00garbage\n"[..], "something that is no message of QMP's"),
-            (&[b'x'; 3 * LINE_LIMIT][..], "a message of more than 65536 bytes"),
-            (b"{\"return\": {}, \"id\": 77}\n", "an answer without a command"),
-            (b"{\"error\": {\"class\": \"x\", \"desc\": \"never\"}, \"id\": 0}\n", "refused to negotiate: never"),
-            (b"[[[[[[[", "did not answer the command stop within 0 s"),
-            (b"", "did not answer the command stop within 0 s"),
-        ] {
-            let told = told_after(bytes).await;
-            assert!(told.contains(part), "{told}");
-        }
-        let deep = [b"[".repeat(60_000), b"\n".to_vec()].concat();
-        assert!(told_after(&deep).await.contains("no message of QMP's"));
-    }
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn a_qemu_that_is_too_old_is_not_spoken_to() {
-        for (major, minor, old) in [(6, 2, true), (7, 1, true), (7, 2, false), (10, 0, false)] {
-            let (ours, mut qemu) = UnixStream::pair().unwrap();
-            let (qmp, work) = Qmp::connect(ours);
-            let version = format!("{{\"qemu\": {{\"micro\": 0, \"minor\": {minor}, \"major\": {major}}}}}");
-            let greeting = format!("{{\"QMP\": {{\"version\": {version}, \"capabilities\": []}}}}\n");
-            qemu.write_all(greeting.as_bytes()).await.unwrap();
-            let ended = timeout(Duration::from_millis(200), work).await.is_ok();
-            assert_eq!((ended, qmp.outdated()), (old, old.then(|| format!("{major}.{minor}"))));
-        }
-    }
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn a_wrong_greeting_or_none_is_named() {
-        let (qmp, mut qemu) = client();
-        qemu.write_all(b"{\"return\": {}}\n").await.unwrap();
-        assert!(qmp.execute("stop").await.unwrap_err().to_string().contains("no greeting"));
-        let (qmp, qemu) = client();
-        drop(qemu);
-        let told = qmp.execute("stop").await.unwrap_err().to_string();
-        assert_eq!(told, "cannot control QEMU: it closed the connection");
-    }
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn a_late_answer_does_not_go_to_the_next_command() {
-        let (qmp, mut qemu) = client();
-        qemu.write_all(GREETING).await.unwrap();
-        let error = qmp.execute_within("stop", Duration::from_millis(50)).await.unwrap_err();
-        assert!(matches!(error, Error::Silent { command: "stop", .. }));
-        qemu.write_all(b"{\"return\": \"late\", \"id\": 2}\n{\"return\": \"mine\", \"id\": 3}\n").await.unwrap();
-        // The second answer came before its command could have been given.
-        let error = qmp.execute("cont").await.unwrap_err().to_string();
-        assert!(error.contains("an answer without a command"), "{error}");
-        let (qmp, qemu) = client();
-        tokio::spawn(serve(qemu, &[("stop", "")]));
-        assert!(qmp.execute_within("stop", Duration::from_millis(50)).await.is_err());
-        assert!(qmp.execute_within("cont", Duration::from_millis(50)).await.is_err(), "QEMU is still busy with stop");
-    }
-}
+mod tests;

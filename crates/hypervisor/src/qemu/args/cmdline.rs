@@ -3,6 +3,9 @@
 use super::model::{Model, Tuning};
 use crate::{VmConfig, image::Disk};
 
+/// Memory that comes later holds what can be moved, as far as there is enough for the rest, so that it can be taken away again.
+const MOVABLE: &str = "memory_hotplug.online_policy=auto-movable";
+
 /// Everything the kernel is told; the user's part is last, so that it wins.
 pub(super) fn kernel_command_line(model: &Model, tuning: &Tuning, vm: &VmConfig, disk: Option<&Disk>) -> String {
     let root = disk.map(Disk::kernel_params).unwrap_or_default();
@@ -16,6 +19,7 @@ pub(super) fn kernel_command_line(model: &Model, tuning: &Tuning, vm: &VmConfig,
         // The kernel's cryptography need not prove itself to every guest: 130 ms.
         "cryptomgr.notests",
         model.kernel_params,
+        if vm.max_memory_mib > vm.memory_mib { MOVABLE } else { "" },
         tuning.kernel_params,
         &root,
         vm.kernel_params.trim(),

@@ -5,16 +5,17 @@
 
 mod cmdline;
 mod model;
+mod plugged;
 
 use std::path::{Path, PathBuf};
 
-pub(super) use self::model::Model;
-use self::model::{Bus, Tuning};
-use super::QemuConfig;
-use crate::{Accelerator, VmConfig, image::Disk};
+use self::model::Tuning;
+pub(super) use self::model::{Bus, Model, Places};
+use super::{QemuConfig, inventory::Inventory};
+use crate::{Accelerator, Result, VmConfig, image};
 
 /// Numbers of the descriptors that QEMU inherits.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Default)]
 pub struct Descriptors {
     /// QMP.
     pub qmp: i32,
@@ -28,6 +29,10 @@ pub struct Descriptors {
     pub image: i32,
     /// The vhost-user connection of the shared directory.
     pub shared_fs: Option<i32>,
+    /// The file of each disk.
+    pub disks: Vec<i32>,
+    /// The taps of each interface, and its descriptors of `/dev/vhost-net`.
+    pub nics: Vec<[Vec<i32>; 2]>,
 }
 
 /// QEMU's seccomp filter, as tight as it gets.
@@ -49,12 +54,13 @@ const FS_QUEUE: u32 = 1024;
 /// Everything after the program's name.
 pub(super) fn arguments(
     qemu: &QemuConfig,
-    model: &Model,
+    inventory: &Inventory,
     vm: &VmConfig,
-    disk: Option<&Disk>,
+    disk: Option<&image::Disk>,
     fds: &Descriptors,
-) -> Vec<String> {
+) -> Result<Vec<String>> {
     let mut args = Arguments::default();
+    let model = inventory.model;
     let tuning = model.tuning(qemu.accelerator, vm.vcpus);
     // Devices and settings come from here and nowhere else.
     args.flag("-nodefaults").flag("-no-user-config").pair("-display", "none");
@@ -63,7 +69,7 @@ pub(super) fn arguments(
     args.pair("-sandbox", SANDBOX);
     // What ps shows.
     args.pair("-name", "kata");
-    args.machine(qemu, model, &tuning, vm);
+    args.machine(qemu, inventory, &tuning, vm);
     if let Some(firmware) = firmware(&qemu.path).filter(|_| model.firmware) {
         args.pair("-bios", firmware.display());
     }
@@ -79,15 +85,19 @@ pub(super) fn arguments(
     // A plain serial port works from the kernel's first line to its last, so that every panic is seen.
     args.socket("console", fds.console).pair("-serial", "chardev:console");
     args.socket("channel", fds.channel);
+    args.places(inventory);
     let serial = virtio(model.bus, "virtio-serial");
-    args.device(format_args!("{serial},id=serial,max_ports={SERIAL_PORTS}"));
+    let at = plugged::channels_place(inventory);
+    args.device(format_args!("{serial}{at},id=serial,max_ports={SERIAL_PORTS}"));
     args.device(format_args!("virtserialport,bus=serial.0,nr=1,chardev=channel,name={}", agent_api::CHANNEL_PORT));
     if let (Some(fs), Some(fd)) = (&vm.shared_fs, fds.shared_fs) {
         args.socket("fs", fd);
         let device = virtio(model.bus, "vhost-user-fs");
         args.device(format_args!("{device},chardev=fs,tag={},queue-size={FS_QUEUE}", fs.tag));
     }
-    args.0
+    args.memory_device(inventory, vm);
+    args.devices(inventory, vm, fds)?;
+    Ok(args.0)
 }
 
 /// A virtio device on a machine's bus, without the interface from before virtio 1.0.
@@ -139,7 +149,8 @@ impl Arguments {
         self.device(format_args!("{},drive=image,num-queues=1", virtio(model.bus, "virtio-blk")));
     }
 
-    fn machine(&mut self, qemu: &QemuConfig, model: &Model, tuning: &Tuning, vm: &VmConfig) {
+    fn machine(&mut self, qemu: &QemuConfig, inventory: &Inventory, tuning: &Tuning, vm: &VmConfig) {
+        let model = inventory.model;
         let mut machine = model.machine(qemu.machine_type.as_deref(), tuning);
         if vm.shared_fs.is_some() {
             // The server of the shared directory reads and writes the guest's memory, so it must be a file both can map.
@@ -151,7 +162,14 @@ impl Arguments {
         if model.bus == Bus::Mmio {
             self.pair("-global", "virtio-mmio.force-legacy=false");
         }
-        self.pair("-m", format_args!("{}M", vm.memory_mib)).pair("-smp", vm.vcpus);
+        match inventory.memory_device_mib() {
+            None => self.pair("-m", format_args!("{}M", vm.memory_mib)),
+            Some(more) => self.pair("-m", format_args!("{}M,maxmem={}M", vm.memory_mib, vm.memory_mib + more)),
+        };
+        match vm.max_vcpus {
+            most if most > vm.vcpus => self.pair("-smp", format_args!("{},maxcpus={most}", vm.vcpus)),
+            _ => self.pair("-smp", vm.vcpus),
+        };
         if qemu.accelerator != Accelerator::Tcg {
             self.pair("-accel", "kvm");
         }
@@ -163,4 +181,4 @@ impl Arguments {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -2,9 +2,21 @@
 
 use crate::{Accelerator, Arch, Error, Result};
 
+/// Where disks and interfaces are plugged in that come and go while the machine runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) enum Places {
+    /// Nowhere.
+    None,
+    /// The slots of a conventional PCI bridge, whose hot-plug is ACPI's: 7 million instructions of a boot, however many slots are
+    /// used, against 1.5 million for every port of PCI Express. The guest ejects a device at once, too, instead of after five seconds.
+    Bridge,
+    /// A port of PCI Express each, which needs no ACPI.
+    Ports,
+}
+
 /// How virtio devices are attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Bus {
+pub(in super::super) enum Bus {
     /// PCI: each device is found by its slot.
     Pci,
     /// A page of memory for each device, with nothing to enumerate.
@@ -22,16 +34,35 @@ pub(super) enum Kind {
     Virt,
 }
 
+/// How many disks and interfaces a machine takes. There is always room for as many as both limits allow, unless `all` is less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) struct Room {
+    pub(in super::super) disks: u32,
+    pub(in super::super) nics: u32,
+    pub(in super::super) all: u32,
+}
+
+/// The slots of the root bus that the machine and our other devices leave, or those of the bridge but the channel's.
+const PCI_ROOM: Room = Room { disks: 18, nics: 8, all: 26 };
+
+/// A microvm has eight transports. The channel has one, and the shared directory and the image may have one each.
+const MICROVM_ROOM: Room = Room { disks: 5, nics: 5, all: 5 };
+
 /// One machine of QEMU.
 #[derive(Debug)]
 pub(crate) struct Model {
     pub(super) kind: Kind,
     /// QEMU's name.
-    name: &'static str,
+    pub(in super::super) name: &'static str,
     /// What the names of its versions start with; empty if it has none.
     versions: &'static str,
     arch: Arch,
-    pub(super) bus: Bus,
+    pub(in super::super) bus: Bus,
+    pub(in super::super) places: Places,
+    /// Virtual CPUs can be plugged.
+    pub(in super::super) vcpu_hotplug: bool,
+    /// Disks and interfaces there is room for, of those that are there from the start and those that come.
+    pub(in super::super) room: Room,
     /// What Linux calls the serial port.
     pub(super) console: &'static str,
     /// Whether it is booted by [`super::firmware`]; otherwise QEMU itself puts the kernel in place.
@@ -53,6 +84,9 @@ const MODELS: [Model; 3] = [
         versions: "pc-q35-",
         arch: Arch::X86_64,
         bus: Bus::Pci,
+        places: Places::Bridge,
+        vcpu_hotplug: true,
+        room: PCI_ROOM,
         console: "ttyS0",
         firmware: true,
         // The PIT and the PIC stay: kernels calibrate their clocks by them.
@@ -65,6 +99,9 @@ const MODELS: [Model; 3] = [
         versions: "",
         arch: Arch::X86_64,
         bus: Bus::Mmio,
+        places: Places::None,
+        vcpu_hotplug: false,
+        room: MICROVM_ROOM,
         console: "ttyS0",
         firmware: true,
         // Without ACPI there is no bytecode to interpret; QEMU then names the devices on the kernel's command line.
@@ -78,6 +115,9 @@ const MODELS: [Model; 3] = [
         versions: "virt-",
         arch: Arch::Aarch64,
         bus: Bus::Pci,
+        places: Places::Ports,
+        vcpu_hotplug: false,
+        room: PCI_ROOM,
         console: "ttyAMA0",
         firmware: false,
         // QEMU describes the machine in a device tree as well, which kernels read faster than ACPI's tables.
@@ -132,6 +172,17 @@ impl Model {
         })
     }
 
+    /// The machine that is meant before a kernel is looked at, as far as can be told: by its name, or by the program's.
+    pub(crate) fn meant(program: &std::path::Path, machine_type: Option<&str>) -> &'static Model {
+        let program = program.file_name().unwrap_or_default().to_string_lossy();
+        let mut models = MODELS.iter();
+        let found = match machine_type {
+            Some(name) => models.find(|model| model.is_called(name)),
+            None => models.find(|model| program.starts_with(model.arch.qemu_program())),
+        };
+        found.unwrap_or(&MODELS[0])
+    }
+
     /// Whose guests it is for.
     pub(crate) fn arch(&self) -> Arch {
         self.arch
@@ -173,7 +224,8 @@ impl Model {
         };
         let (machine, kernel_params) = match (self.kind, accelerator) {
             // Under TCG there is no TSC deadline timer, and the kernel would measure the local APIC's timer for 100 ms. These
-            // machines have another one, of known frequency; it interrupts one CPU only.
+            // machines have another one, of known frequency; it interrupts one CPU only. CPUs that are plugged later are
+            // told the time by the first one, which is slower, but not as slow as to measure.
             (Kind::Q35, Tcg) if vcpus == 1 => ("hpet=on", TCG_PC_ONE_CPU),
             (Kind::Microvm, Tcg) if vcpus == 1 => ("", TCG_PC_ONE_CPU),
             (Kind::Q35, Tcg) => ("hpet=off", TCG_PC),
@@ -210,6 +262,20 @@ mod tests {
             (Arch::Aarch64, Some("virt-7.2"), Kind::Virt),
         ] {
             assert_eq!(Model::find(arch, name).unwrap().kind, kind, "{arch} {name:?}");
+        }
+    }
+
+    #[test]
+    fn the_machine_that_is_meant_is_known_before_the_kernel() {
+        for (program, name, kind) in [
+            ("/usr/bin/qemu-system-x86_64", None, Kind::Q35),
+            ("/usr/bin/qemu-system-aarch64", None, Kind::Virt),
+            ("/tmp/bin/qemu", None, Kind::Q35),
+            ("/usr/bin/qemu-system-x86_64", Some("microvm"), Kind::Microvm),
+            ("/usr/bin/qemu-system-aarch64", Some("virt-7.2"), Kind::Virt),
+            ("/usr/bin/qemu-system-x86_64", Some("nonsense"), Kind::Q35),
+        ] {
+            assert_eq!(Model::meant(std::path::Path::new(program), name).kind, kind, "{program} {name:?}");
         }
     }
 

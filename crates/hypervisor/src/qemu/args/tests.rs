@@ -5,20 +5,34 @@ use std::os::fd::OwnedFd;
 use super::*;
 use crate::{Arch, GuestImage, SharedFs};
 
-const FDS: Descriptors = Descriptors { qmp: 10, console: 11, channel: 12, kernel: 13, image: 14, shared_fs: Some(15) };
+const FDS: Descriptors = Descriptors {
+    qmp: 10,
+    console: 11,
+    channel: 12,
+    kernel: 13,
+    image: 14,
+    shared_fs: Some(15),
+    disks: Vec::new(),
+    nics: Vec::new(),
+};
 
 fn qemu(accelerator: Accelerator) -> QemuConfig {
     QemuConfig { path: "/nowhere/bin/qemu".into(), machine_type: None, accelerator }
 }
 
-pub(super) fn vm(shared: bool) -> VmConfig {
+pub(in super::super) fn vm(shared: bool) -> VmConfig {
     let socket = OwnedFd::from(std::os::unix::net::UnixStream::pair().unwrap().0);
     VmConfig {
         kernel: "/k".into(),
         image: GuestImage::Initrd("/i".into()),
         kernel_params: " agent.log=debug ".into(),
         vcpus: 1,
+        max_vcpus: 1,
         memory_mib: 512,
+        max_memory_mib: 512,
+        disks: Vec::new(),
+        nics: Vec::new(),
+        hotplug_slots: 0,
         shared_fs: shared.then(|| SharedFs { tag: "share".into(), socket }),
         debug: false,
         run_dir: "/r".into(),
@@ -28,6 +42,10 @@ pub(super) fn vm(shared: bool) -> VmConfig {
 
 fn q35() -> &'static Model {
     Model::find(Arch::X86_64, None).unwrap()
+}
+
+fn arguments(qemu: &QemuConfig, model: &'static Model, vm: &VmConfig, fds: &Descriptors) -> Vec<String> {
+    super::arguments(qemu, &Inventory::new(model, vm).unwrap(), vm, None, fds).unwrap()
 }
 
 /// The value of the one argument `name`, or of the one whose value starts with `prefix`.
@@ -40,7 +58,7 @@ fn value<'a>(args: &'a [String], name: &str, prefix: &str) -> Option<&'a str> {
 
 #[test]
 fn descriptors_are_where_they_belong() {
-    let args = arguments(&qemu(Accelerator::Tcg), q35(), &vm(true), None, &FDS);
+    let args = arguments(&qemu(Accelerator::Tcg), q35(), &vm(true), &FDS);
     assert_eq!(value(&args, "-kernel", "").unwrap(), "/proc/self/fd/13");
     assert_eq!(value(&args, "-initrd", "").unwrap(), "/proc/self/fd/14");
     for (id, fd) in [("qmp", 10), ("console", 11), ("channel", 12), ("fs", 15)] {
@@ -56,11 +74,11 @@ fn descriptors_are_where_they_belong() {
 
 #[test]
 fn memory_is_shared_only_with_a_file_server() {
-    let args = arguments(&qemu(Accelerator::Tcg), q35(), &vm(true), None, &FDS);
+    let args = arguments(&qemu(Accelerator::Tcg), q35(), &vm(true), &FDS);
     assert_eq!(value(&args, "-object", "").unwrap(), "memory-backend-memfd,id=memory,size=512M,share=on");
     assert!(value(&args, "-machine", "q35,").unwrap().contains(",memory-backend=memory"));
     assert!(value(&args, "-device", "vhost-user-fs-pci").unwrap().contains("tag=share,"));
-    let args = arguments(&qemu(Accelerator::Tcg), q35(), &vm(false), None, &FDS);
+    let args = arguments(&qemu(Accelerator::Tcg), q35(), &vm(false), &FDS);
     assert_eq!(value(&args, "-object", ""), None);
     assert_eq!(value(&args, "-device", "vhost-user-fs-pci"), None);
     assert!(!args.concat().contains("memory-backend"));
@@ -69,7 +87,7 @@ fn memory_is_shared_only_with_a_file_server() {
 #[test]
 fn accelerators_differ() {
     let line = |accelerator, vcpus| {
-        let args = arguments(&qemu(accelerator), q35(), &VmConfig { vcpus, ..vm(false) }, None, &FDS);
+        let args = arguments(&qemu(accelerator), q35(), &VmConfig { vcpus, ..vm(false) }, &FDS);
         (args.join(" "), value(&args, "-append", "").unwrap().to_owned())
     };
     let (args, append) = line(Accelerator::Tcg, 1);
@@ -86,7 +104,7 @@ fn accelerators_differ() {
 fn machines_have_their_own_devices() {
     let line = |arch, machine_type: Option<&str>| {
         let qemu = QemuConfig { machine_type: machine_type.map(Into::into), ..qemu(Accelerator::Tcg) };
-        arguments(&qemu, Model::find(arch, machine_type).unwrap(), &vm(true), None, &FDS).join(" ")
+        arguments(&qemu, Model::find(arch, machine_type).unwrap(), &vm(true), &FDS).join(" ")
     };
     let q35 = line(Arch::X86_64, Some("pc-q35-7.2"));
     assert!(q35.contains("-machine pc-q35-7.2,dump-guest-core=off,mem-merge=off,sata=off,"), "{q35}");
