@@ -65,6 +65,9 @@ pub enum Error {
     /// The shared file system.
     #[error(transparent)]
     Devices(#[from] devices::Error),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] network::Error),
     /// A conversation broke down.
     #[error("{step}")]
     Frame {

@@ -25,7 +25,8 @@ use crate::{
     daemon,
     plan::Plan,
     store::{ContainerState, ProcessRef, StateDir, Status, Store},
-    translate::{Demand, Parts, Prepared, Rootfs, open_tree},
+    pod::{Demand, Limits},
+    translate::{Parts, Prepared, Rootfs, open_tree},
 };
 
 /// What is to be started.
@@ -73,8 +74,10 @@ pub fn launch(launch: Launch<'_>) -> Result<Running> {
     store.check_free(id)?;
     let plan = Plan::new(config, warn)?;
     let root = Rootfs::Tree { tree: open_tree(&bundle.rootfs, true)?, read_only: false };
+    let limits = Limits::of(&bundle.spec);
+    limits.check()?;
+    let demand = Demand::fixed(limits, &config.qemu);
     let Prepared { parts, trees, disks } = Prepared::new(id, bundle, root, plan.arch()?)?;
-    let demand = Demand::of(&bundle.spec, &config.qemu);
 
     let dir = store.reserve(id)?;
     let launched = (|| {

@@ -52,7 +52,7 @@ mod translate;
 
 pub use error::{Error, chain};
 pub use machine::{Ending, Observer, Outcome, ended};
-pub use translate::{Demand, Prepared, Rootfs, open_tree};
+pub use translate::{FirstDisks, Prepared, Rootfs, open_tree};
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

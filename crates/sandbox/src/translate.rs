@@ -110,17 +110,15 @@ pub enum Rootfs {
     },
 }
 
-/// What the machine needs beyond its configuration, from the container's limits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Demand {
-    /// Virtual CPUs.
-    pub vcpus: u32,
-    /// Memory, MiB.
-    pub memory_mib: u32,
-}
+/// Disks of the first container of a sandbox.
+#[derive(Debug, Default)]
+pub struct FirstDisks(Vec<hypervisor::Disk>);
 
-/// Memory the guest's kernel and agent take beside the container, MiB.
-const GUEST_OVERHEAD_MIB: u64 = 128;
+impl From<FirstDisks> for Vec<hypervisor::Disk> {
+    fn from(disks: FirstDisks) -> Self {
+        disks.0
+    }
+}
 
 impl Prepared {
     /// Opens what is shared, in the caller's mount namespace, and rewrites every host path.
@@ -162,6 +160,22 @@ impl Prepared {
             )));
         }
         Ok(prepared)
+    }
+
+    /// Its disks, to be in the machine from the start. They stay in it until its end.
+    pub fn take_disks(&mut self) -> FirstDisks {
+        let disks = std::mem::take(&mut self.parts.disks).into_iter().zip(std::mem::take(&mut self.disks));
+        let disk = |(disk, file): (DiskFile, OwnedFd)| hypervisor::Disk {
+            serial: disk.serial,
+            file,
+            read_only: disk.read_only,
+        };
+        FirstDisks(disks.map(disk).collect())
+    }
+
+    /// What the container may use.
+    pub fn limits(&self) -> crate::pod::Limits {
+        crate::pod::Limits::of(&self.parts.spec)
     }
 
     fn rootfs(&mut self, id: &str, rootfs: Rootfs) -> String {
@@ -306,28 +320,4 @@ fn owner(path: &Path) -> Result<Vec<String>> {
 /// [`Error::Devices`].
 pub fn open_tree(path: &Path, recursive: bool) -> Result<OwnedFd> {
     Ok(devices::share::open_tree(path, recursive)?)
-}
-
-impl Demand {
-    /// How large the machine must be: at least as configured, and large enough for the container's own limits.
-    pub fn of(spec: &Spec, config: &config::Qemu) -> Self {
-        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-        let memory_limit = resources
-            .and_then(|r| r.memory().as_ref())
-            .and_then(|memory| memory.limit())
-            .and_then(|limit| u64::try_from(limit).ok())
-            .map_or(0, |bytes| bytes.div_ceil(1 << 20) + GUEST_OVERHEAD_MIB);
-        let host_memory = rustix::system::sysinfo().totalram as u64 / (1 << 20);
-        // A limit above the host's memory is "no limit" in other words.
-        let memory_limit = if memory_limit > host_memory { 0 } else { memory_limit };
-        let cpus = resources
-            .and_then(|r| r.cpu().as_ref())
-            .and_then(|cpu| Some((u64::try_from(cpu.quota()?).ok()?, cpu.period().filter(|p| *p > 0)?)))
-            .map_or(0, |(quota, period)| quota.div_ceil(period));
-        let host_cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-        Self {
-            vcpus: config.default_vcpus.max(cpus.min(host_cpus) as u32),
-            memory_mib: config.default_memory.max(memory_limit as u32),
-        }
-    }
 }

@@ -125,7 +125,8 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
     }
     let stdio = StdioEnds::from_descriptors(stdio, descriptors.split_off(parts.shares.len() + parts.disks.len()));
     let disks = descriptors.split_off(parts.shares.len());
-    let prepared = Prepared { parts, trees: descriptors, disks };
+    let mut prepared = Prepared { parts, trees: descriptors, disks };
+    let disks = prepared.take_disks();
     let journal = Journal::new(dir.clone(), state);
     journal.update(|state| {
         state.daemon = ProcessRef::of(std::process::id());
@@ -136,7 +137,17 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
     devices::share::enter_private_namespace()?;
     let observer = Rc::new(Recorder(journal.clone()));
     let sandbox =
-        Sandbox::boot(Birth { plan, demand, journal: journal.clone(), observer, pod: None, begun_ns }).await?;
+        Sandbox::boot(Birth {
+        plan,
+        demand,
+        journal: journal.clone(),
+        observer,
+        pod: None,
+        network: false,
+        disks,
+        begun_ns,
+    })
+    .await?;
     let created = match sandbox.create(dir.id(), prepared, Io::of_sockets(stdio.unwrap_or_default())?, start).await {
         Ok(created) => created,
         Err(error) => {

@@ -9,7 +9,7 @@ use std::{
 
 use agent_api::{Hello, HelloReply, PROTOCOL_VERSION, Reply, Request, SHARED_FS_TAG};
 use devices::virtiofs;
-use hypervisor::{Hypervisor, SharedFs, Vm, VmConfig};
+use hypervisor::{Disk, Hypervisor, Nic, SharedFs, Vm, VmConfig};
 use tokio::sync::watch;
 
 use super::{Machine, Observer, out_of_turn};
@@ -17,10 +17,10 @@ use crate::{
     Error, Result,
     journal::Journal,
     plan::{Plan, vmm_uid},
+    pod::Demand,
     store::ProcessRef,
     sys,
     timeline::Timeline,
-    translate::Demand,
 };
 
 /// What is to be booted.
@@ -32,11 +32,13 @@ pub(crate) struct Order<'a> {
     /// Where the machine's processes are written down as soon as they exist.
     pub(crate) journal: &'a Journal,
     pub(crate) observer: Rc<dyn Observer>,
+    pub(crate) nics: Vec<Nic>,
+    pub(crate) disks: Vec<Disk>,
 }
 
 /// Starts the machine and greets the agent in it.
 pub(crate) async fn boot(order: Order<'_>, timeline: &mut Timeline) -> Result<Rc<Machine>> {
-    let Order { plan, demand, shared, journal, observer } = order;
+    let Order { plan, demand, shared, journal, observer, nics, disks } = order;
     let (virtiofs, vhost_socket) = virtiofs::spawn(&virtiofs_config(plan, shared), Path::new("/proc/self/exe"))?;
     journal.update(|state| state.virtiofs = ProcessRef::of(virtiofs.pid()))?;
     timeline.mark("virtio-fs-started");
@@ -45,7 +47,12 @@ pub(crate) async fn boot(order: Order<'_>, timeline: &mut Timeline) -> Result<Rc
         image: plan.guest_image(),
         kernel_params: plan.kernel_params(),
         vcpus: demand.vcpus,
+        max_vcpus: demand.max_vcpus,
         memory_mib: demand.memory_mib.into(),
+        max_memory_mib: demand.max_memory_mib.into(),
+        disks,
+        nics,
+        hotplug_slots: demand.slots,
         shared_fs: Some(SharedFs { tag: SHARED_FS_TAG.into(), socket: vhost_socket }),
         debug: plan.config.qemu.enable_debug,
         run_dir: journal.dir().file("run"),

@@ -1,11 +1,12 @@
 //! What a sandbox remembers of each container, and how it takes that away again.
 
-use std::path::Path;
+use std::{os::fd::OwnedFd, path::Path};
 
+use hypervisor::Disk;
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::Sandbox;
-use crate::{Error, Result, machine::Outcome};
+use super::{Limits, Sandbox};
+use crate::{Error, Result, machine::Outcome, translate::DiskFile};
 
 /// What copies a process's input.
 pub(super) type Input = Option<JoinHandle<()>>;
@@ -15,18 +16,34 @@ pub(super) type Input = Option<JoinHandle<()>>;
 pub(super) struct Member {
     /// What is attached for it below the shared directory.
     pub(super) shares: Vec<String>,
+    /// Serial numbers of the disks that were plugged for it.
+    pub(super) disks: Vec<String>,
+    /// What it may use.
+    pub(super) limits: Limits,
     /// For a pod's sandbox container: tells its end.
     pub(super) pause: Option<watch::Sender<Option<Outcome>>>,
 }
 
 impl Sandbox {
     /// Takes a name for a container.
-    pub(super) fn admit(&self, id: &str) -> Result<()> {
+    pub(super) fn admit(&self, id: &str, limits: Limits) -> Result<()> {
         let mut members = self.members.borrow_mut();
         if members.contains_key(id) {
             return Err(Error::State(format!("a container {id:?} exists already in this sandbox")));
         }
-        members.insert(id.into(), Member::default());
+        members.insert(id.into(), Member { limits, ..Member::default() });
+        Ok(())
+    }
+
+    /// Plugs a container's disks.
+    pub(super) async fn plug_disks(&self, id: &str, disks: &[DiskFile], files: Vec<OwnedFd>) -> Result<()> {
+        for (disk, file) in disks.iter().zip(files) {
+            let DiskFile { serial, read_only } = disk.clone();
+            self.machine.vm().add_disk(Disk { serial: serial.clone(), file, read_only }).await?;
+            if let Some(member) = self.members.borrow_mut().get_mut(id) {
+                member.disks.push(serial);
+            }
+        }
         Ok(())
     }
 
@@ -43,6 +60,13 @@ impl Sandbox {
     /// Takes away what was there for a container on the host.
     pub(super) async fn vacate(&self, id: &str) {
         let Some(member) = self.members.borrow_mut().remove(id) else { return };
+        for disk in member.disks {
+            if !self.is_dead()
+                && let Err(error) = self.machine.vm().remove_disk(&disk).await
+            {
+                eprintln!("{}", crate::error::chain(&error));
+            }
+        }
         for share in member.shares {
             if let Err(error) = self.shared.detach(Path::new(&share)) {
                 eprintln!("{}", crate::error::chain(&error));

@@ -18,6 +18,8 @@
 //! namespaces alive, because the agent keeps them. It ends when it is signalled.
 
 mod members;
+mod network;
+mod size;
 mod volumes;
 
 use std::{cell::RefCell, collections::HashMap, os::unix::fs::DirBuilderExt, rc::Rc, time::Duration};
@@ -27,8 +29,10 @@ use agent_api::{
 };
 use devices::share::{Access, SharedDir};
 use oci_spec::runtime::{LinuxResources, Process};
+use tokio::sync::Mutex;
 
-use self::members::Member;
+use self::{members::Member, network::PodNetwork, size::Size};
+pub use self::size::{Demand, Limits};
 pub use crate::machine::relay::{Drained, Io, Sink, Source};
 use crate::{
     Error, Result,
@@ -40,7 +44,7 @@ use crate::{
     },
     plan::Plan,
     timeline::Timeline,
-    translate::{Demand, Prepared},
+    translate::{FirstDisks, Prepared},
 };
 
 /// How long the agent may take to create a container once it answers.
@@ -60,6 +64,10 @@ pub struct Birth {
     pub observer: Rc<dyn Observer>,
     /// What its containers share, if they do.
     pub pod: Option<Pod>,
+    /// Whether the guest is to have the interfaces of the network namespace that the calling thread is in.
+    pub network: bool,
+    /// Disks of its first container ([`Prepared::take_disks`]), so that they need not be plugged.
+    pub disks: FirstDisks,
     /// `CLOCK_MONOTONIC` when the caller began, nanoseconds; the timeline counts from it.
     pub begun_ns: u64,
 }
@@ -72,6 +80,10 @@ pub struct Sandbox {
     timeline: RefCell<Timeline>,
     members: RefCell<HashMap<String, Member>>,
     volumes: RefCell<HashMap<String, volumes::Watch>>,
+    network: Mutex<Option<PodNetwork>>,
+    size: Size,
+    /// Held while the machine's size changes.
+    sizing: Mutex<()>,
 }
 
 /// A container that was created.
@@ -89,11 +101,15 @@ impl Sandbox {
     /// # Errors
     /// Whatever went wrong, with its step; the machine is gone then, the state directory is not.
     pub async fn boot(birth: Birth) -> Result<Rc<Self>> {
-        let Birth { plan, demand, journal, observer, pod, begun_ns } = birth;
+        let Birth { plan, demand, journal, observer, pod, network, disks, begun_ns } = birth;
         let mut timeline = Timeline::new(begun_ns);
         timeline.mark("host-started");
         let shared = SharedDir::create(&journal.dir().file("shared"))?;
-        let order = Order { plan: &plan, demand, shared: shared.path(), journal: &journal, observer };
+        let model = plan.config.runtime.internetworking_model;
+        let network = if network { PodNetwork::open(model, demand.vcpus)? } else { None };
+        let (network, nics) = network.map_or((None, Vec::new()), |(network, nics)| (Some(network), nics));
+        let order =
+            Order { plan: &plan, demand, shared: shared.path(), journal: &journal, observer, nics, disks: disks.into() };
         let machine = boot(order, &mut timeline).await?;
         let sandbox = Rc::new(Self {
             machine,
@@ -102,6 +118,9 @@ impl Sandbox {
             timeline: timeline.into(),
             members: RefCell::default(),
             volumes: RefCell::default(),
+            network: Mutex::new(network),
+            size: Size::new(demand),
+            sizing: Mutex::new(()),
         });
         let settled = sandbox.settle(pod).await;
         if settled.is_err() {
@@ -114,7 +133,7 @@ impl Sandbox {
         if let Some(pod) = pod {
             self.machine.done("make what the pod's containers share", &Request::ConfigurePod(pod)).await?;
         }
-        Ok(())
+        self.settle_network().await
     }
 
     /// What is known of it.
@@ -147,7 +166,9 @@ impl Sandbox {
     /// # Errors
     /// What the guest says, or what failed on the host; nothing of the container stays.
     pub async fn create(self: &Rc<Self>, id: &str, prepared: Prepared, io: Io, start: bool) -> Result<Created> {
-        self.admit(id)?;
+        let limits = Limits::of(&prepared.parts.spec);
+        limits.check()?;
+        self.admit(id, limits)?;
         let created = self.create_member(id, prepared, io, start).await;
         match created {
             Ok((created, input)) => {
@@ -169,7 +190,9 @@ impl Sandbox {
         io: Io,
         start: bool,
     ) -> Result<(Created, members::Input)> {
-        let Prepared { mut parts, trees, disks: _ } = prepared;
+        let Prepared { mut parts, trees, disks } = prepared;
+        self.fit().await?;
+        self.plug_disks(id, &parts.disks, disks).await?;
         for (share, tree) in parts.shares.iter().zip(trees) {
             let name = std::path::Path::new(&share.name);
             self.shared.attach(name, tree, Access { read_only: share.read_only, follow: share.follow })?;
@@ -200,7 +223,7 @@ impl Sandbox {
     /// # Errors
     /// When the name is taken.
     pub fn create_pause(&self, id: &str) -> Result<()> {
-        self.admit(id)?;
+        self.admit(id, Limits::default())?;
         let told = self.machine.watch_process(id, None);
         if let Some(member) = self.members.borrow_mut().get_mut(id) {
             member.pause = Some(told);
@@ -350,8 +373,25 @@ impl Sandbox {
         if self.is_pause(container) {
             return Ok(());
         }
+        let had = self.members.borrow().get(container).map(|member| member.limits).unwrap_or_default();
+        let wants = had.changed(&resources);
+        wants.check()?;
+        let set = |limits| {
+            if let Some(member) = self.members.borrow_mut().get_mut(container) {
+                member.limits = limits;
+            }
+        };
+        // The machine grows before the container's limit does, and shrinks after it.
+        let larger = Limits { milli_cpus: had.milli_cpus.max(wants.milli_cpus), memory: had.memory.max(wants.memory) };
+        set(larger);
         let request = Request::UpdateContainer { container: container.into(), resources };
-        self.machine.done("change the container's limits", &request).await
+        let changed = match self.fit().await {
+            Ok(()) => self.machine.done("change the container's limits", &request).await,
+            Err(error) => Err(error),
+        };
+        set(if changed.is_ok() { wants } else { had });
+        let fitted = self.fit().await;
+        changed.and(fitted)
     }
 
     /// The end of a process, to be waited for ([`ended`](crate::machine::ended)).
@@ -396,6 +436,7 @@ impl Sandbox {
     /// Ends the machine and returns once its processes are gone.
     pub async fn stop(&self) {
         self.machine.end().await;
+        self.close_network().await;
     }
 
     /// Writes down when each step of the start was finished.

@@ -1,0 +1,160 @@
+//! A sandbox's network: the interfaces of its network namespace, each with a NIC of the guest behind it.
+//!
+//! The hosting process is in the namespace. What changes there while the sandbox runs is followed: an interface that comes gets
+//! a NIC, one that goes takes its NIC with it, and the guest's addresses, routes and neighbours stay those of the namespace.
+
+use std::{collections::BTreeMap, rc::Rc, time::Duration};
+
+use agent_api::{Request, network::Network};
+use config::Internetworking;
+use hypervisor::Nic;
+use network::{Mirror, Model, Watch};
+
+use super::Sandbox;
+use crate::{Error, Result};
+
+/// How long after a change the namespace is looked at: changes come in bursts.
+const SETTLE: Duration = Duration::from_millis(50);
+/// Most queues of an interface: that many taps' queues old kernels have.
+const MOST_QUEUES: u32 = 16;
+
+/// An interface with its NIC.
+struct Plugged {
+    mirror: Mirror,
+    id: String,
+}
+
+/// What a sandbox knows of its network.
+pub(super) struct PodNetwork {
+    model: Model,
+    queues: u16,
+    plugged: BTreeMap<String, Plugged>,
+    /// What the guest was told last.
+    told: Network,
+    next: u32,
+    watch: Option<Watch>,
+}
+
+impl PodNetwork {
+    /// Mirrors the interfaces that there are. Gives the machine's first NICs.
+    pub(super) fn open(model: Internetworking, vcpus: u32) -> Result<Option<(Self, Vec<Nic>)>> {
+        let model = match model {
+            Internetworking::TcFilter => Model::TcFilter,
+            Internetworking::Macvtap => Model::Macvtap,
+            Internetworking::None => return Ok(None),
+        };
+        // Before the first look, so that nothing is missed.
+        let watch = Watch::open()?;
+        let told = network::scan()?;
+        let queues = vcpus.clamp(1, MOST_QUEUES) as u16;
+        let mut network = Self { model, queues, plugged: BTreeMap::new(), told, next: 0, watch: Some(watch) };
+        let names: Vec<String> = network.told.interfaces.iter().map(|interface| interface.name.clone()).collect();
+        let nics = names.iter().map(|name| network.plug(name)).collect::<Result<_>>()?;
+        Ok(Some((network, nics)))
+    }
+
+    /// Gives an interface a tap, and the NIC that goes with it.
+    fn plug(&mut self, name: &str) -> Result<Nic> {
+        let mut mirror = network::mirror(name, self.queues, self.model)?;
+        let id = format!("net{}", self.next);
+        self.next += 1;
+        let nic = Nic {
+            id: id.clone(),
+            taps: std::mem::take(&mut mirror.taps),
+            vhost: std::mem::take(&mut mirror.vhost),
+            mac: mirror.mac,
+            mtu: u16::try_from(mirror.mtu).ok(),
+        };
+        self.plugged.insert(name.into(), Plugged { mirror, id });
+        Ok(nic)
+    }
+
+    /// Interfaces with a NIC that are not what they were.
+    fn gone(&self, now: &Network) -> Vec<String> {
+        let same = |name: &str, plugged: &Plugged| {
+            now.interfaces.iter().any(|interface| interface.name == name && interface.mac == plugged.mirror.mac)
+        };
+        self.plugged.iter().filter(|(name, plugged)| !same(name, plugged)).map(|(name, _)| name.clone()).collect()
+    }
+}
+
+impl Sandbox {
+    /// Tells the guest of the network it was booted with, and follows the namespace from now on.
+    pub(super) async fn settle_network(self: &Rc<Self>) -> Result<()> {
+        let (told, watch) = match &mut *self.network.lock().await {
+            Some(network) => (network.told.clone(), network.watch.take()),
+            None => return Ok(()),
+        };
+        self.configure_network(told).await?;
+        if let Some(watch) = watch {
+            tokio::task::spawn_local(follow(Rc::downgrade(self), watch));
+        }
+        Ok(())
+    }
+
+    async fn configure_network(&self, network: Network) -> Result<()> {
+        self.machine.done("configure the guest's network", &Request::ConfigureNetwork(network)).await
+    }
+
+    /// Makes the guest's network what the namespace shows now.
+    ///
+    /// # Errors
+    /// When an interface cannot be passed on, or the guest refuses; what was passed on before stays.
+    pub async fn sync_network(&self) -> Result<()> {
+        let mut guard = self.network.lock().await;
+        let Some(network) = &mut *guard else { return Ok(()) };
+        let now = network::scan()?;
+        for name in network.gone(&now) {
+            if let Some(Plugged { mirror, id }) = network.plugged.remove(&name) {
+                self.machine.vm().remove_nic(&id).await?;
+                mirror.undo()?;
+            }
+        }
+        for interface in &now.interfaces {
+            match network.plugged.get_mut(&interface.name) {
+                Some(plugged) if plugged.mirror.mtu != interface.mtu => plugged.mirror.set_mtu(interface.mtu)?,
+                Some(_) => {}
+                None => {
+                    let nic = network.plug(&interface.name)?;
+                    if let Err(error) = self.machine.vm().add_nic(nic).await {
+                        // The tap goes with it.
+                        network.plugged.remove(&interface.name);
+                        return Err(error.into());
+                    }
+                }
+            }
+        }
+        if now != network.told {
+            self.configure_network(now.clone()).await?;
+            network.told = now;
+        }
+        Ok(())
+    }
+
+    /// Takes the taps away again. The namespace is then as it was found.
+    pub(super) async fn close_network(&self) {
+        let Some(network) = self.network.lock().await.take() else { return };
+        for (_, plugged) in network.plugged {
+            if let Err(error) = plugged.mirror.undo() {
+                // The namespace, and all in it, may be gone.
+                eprintln!("{}", Error::from(error).chain());
+            }
+        }
+    }
+}
+
+async fn follow(sandbox: std::rc::Weak<Sandbox>, mut watch: Watch) {
+    loop {
+        if let Err(error) = watch.changed().await {
+            return eprintln!("changes of the pod's network are not followed any more: {}", Error::from(error).chain());
+        }
+        tokio::time::sleep(SETTLE).await;
+        let Some(sandbox) = sandbox.upgrade() else { return };
+        if sandbox.is_dead() {
+            return;
+        }
+        if let Err(error) = sandbox.sync_network().await {
+            eprintln!("{}", error.chain());
+        }
+    }
+}
