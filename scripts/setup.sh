@@ -31,6 +31,7 @@ test)
     packages+=(
         "runc: the reference that the tests and the bench compare with"
         "${images[@]}"
+        "iproute2: makes the network namespaces that tests run in"
         "createrepo-c: the tests' own rpm repository"
         "gpg: signs the tests' rpm packages"
         "gpg-agent: keeps the key that signs them"

@@ -11,9 +11,9 @@ use crate::{
     tree::{Content, Node, Tree},
 };
 
-/// What a guest needs of a kernel that has it as modules: the channel to the host (`virtio_console` over `virtio_pci`) and the shared
-/// file system. Every further module costs time at each start.
-pub const DEFAULT_MODULES: [&str; 3] = ["virtio_pci", "virtio_console", "virtiofs"];
+/// What a guest needs of a kernel that has it as modules: the channel to the host (`virtio_console` over `virtio_pci`), the shared
+/// file system, and the NICs of a pod. Every further module costs time at each start.
+pub const DEFAULT_MODULES: [&str; 4] = ["virtio_pci", "virtio_console", "virtiofs", "virtio_net"];
 
 /// Where the modules and their list are: the directory of `agent_api::MODULE_LIST`.
 const MODULES: &str = "lib/modules";

@@ -1,7 +1,6 @@
 //! Changing what is there into what is to be there.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 
 use agent_api::Fault;
 use agent_api::network::{Interface, Neighbour, Network, Route};
@@ -13,8 +12,12 @@ use super::failed;
 use super::wait::find;
 use crate::fault::internal;
 
-/// Numbers of interfaces by their names.
-type Indices = HashMap<String, u32>;
+/// Names of interfaces and their numbers. There are few.
+type Indices = Vec<(String, u32)>;
+
+fn number(indices: &Indices, name: &str) -> Option<u32> {
+    indices.iter().find(|(known, _)| known == name).map(|(_, index)| *index)
+}
 
 /// Removes what was given before and is given no more.
 pub(super) fn remove(socket: &mut Socket, links: &[Link], before: &Network, now: &Network) -> Result<(), Fault> {
@@ -31,7 +34,7 @@ pub(super) fn remove(socket: &mut Socket, links: &[Link], before: &Network, now:
             .map_err(failed(|| format!("removing the route to {}", destination(route))))?;
     }
     for neighbour in before.neighbours.iter().filter(|known| !(same_names && now.neighbours.contains(known))) {
-        let Some(&index) = indices.get(&neighbour.interface) else { continue };
+        let Some(index) = number(&indices, &neighbour.interface) else { continue };
         gone(route::delete_neighbour(socket, &known(neighbour, index)))
             .map_err(failed(|| format!("removing the neighbour {}", neighbour.ip)))?;
     }
@@ -65,21 +68,21 @@ fn before_renaming(links: &[Link], before: &Network) -> Indices {
 
 /// Adds and changes what is given.
 pub(super) fn apply(socket: &mut Socket, links: &[Link], network: &Network) -> Result<(), Fault> {
-    let mut indices: Indices = HashMap::new();
+    let mut indices = Indices::new();
     indices.extend(links.iter().filter(|link| link.is_loopback()).map(|link| (link.name.clone(), link.index)));
     for interface in &network.interfaces {
         let link = find(links, interface.mac).ok_or_else(|| internal(format!("{} has gone again", interface.name)))?;
-        indices.insert(interface.name.clone(), link.index);
+        indices.push((interface.name.clone(), link.index));
     }
     rename(socket, links, &indices)?;
     for interface in &network.interfaces {
-        if let Some(&index) = indices.get(&interface.name) {
+        if let Some(index) = number(&indices, &interface.name) {
             set_up(socket, index, interface)?;
         }
     }
     add_routes(socket, &indices, &network.routes)?;
     for neighbour in &network.neighbours {
-        if let Some(&index) = indices.get(&neighbour.interface) {
+        if let Some(index) = number(&indices, &neighbour.interface) {
             route::add_neighbour(socket, &known(neighbour, index))
                 .map_err(failed(|| format!("adding the neighbour {} of {}", neighbour.ip, neighbour.interface)))?;
         }
@@ -101,7 +104,7 @@ fn rename(socket: &mut Socket, links: &[Link], indices: &Indices) -> Result<(), 
         result.map_err(failed(|| format!("renaming the interface {} to {name}", link.name)))
     };
     for link in links {
-        if indices.get(&link.name).is_some_and(|index| *index != link.index) {
+        if number(indices, &link.name).is_some_and(|index| index != link.index) {
             set(link, &format!("was{}", link.index))?;
         }
     }
@@ -151,7 +154,7 @@ fn not_added(route: &Route, error: netlink::Error) -> Fault {
 
 /// The numbers of a route's interfaces; nothing if one is not there.
 fn interfaces_of(indices: &Indices, route: &Route) -> Option<Interfaces> {
-    let index = |name: &String| indices.get(name).copied();
+    let index = |name: &String| number(indices, name);
     let one = match &route.interface {
         None => None,
         Some(name) => Some(index(name)?),

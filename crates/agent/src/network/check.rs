@@ -1,6 +1,5 @@
 //! What can be wrong about a network without looking at the guest.
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 
 use agent_api::Fault;
@@ -14,18 +13,19 @@ const LEAST_MTU: u32 = 68;
 
 /// Refuses what cannot be right.
 pub(super) fn check(network: &Network) -> Result<(), Fault> {
-    let (mut names, mut macs) = (HashSet::new(), HashSet::new());
-    for interface in &network.interfaces {
+    for (position, interface) in network.interfaces.iter().enumerate() {
         let name = &interface.name;
+        let others = &network.interfaces[..position];
         if !is_name(name) {
             return Err(invalid(format!(
                 "{name:?} cannot be the name of an interface: expected 1 to 15 characters without \"/\", \":\" and spaces, and not \"lo\""
             )));
         }
-        if !names.insert(name.as_str()) {
+        if others.iter().any(|other| other.name == *name) {
             return Err(invalid(format!("two interfaces are to be named {name:?}")));
         }
-        if interface.mac == [0; 6] || interface.mac[0] & 1 != 0 || !macs.insert(interface.mac) {
+        if interface.mac == [0; 6] || interface.mac[0] & 1 != 0 || others.iter().any(|other| other.mac == interface.mac)
+        {
             let mac = written(interface.mac);
             return Err(invalid(format!("the hardware address {mac} of {name:?} is not one interface's own")));
         }
@@ -37,7 +37,7 @@ pub(super) fn check(network: &Network) -> Result<(), Fault> {
         }
     }
     let known = |name: &str, of: &dyn Fn() -> String| {
-        let is_known = name == "lo" || names.contains(name);
+        let is_known = name == "lo" || network.interfaces.iter().any(|interface| interface.name == name);
         is_known
             .then_some(())
             .ok_or_else(|| invalid(format!("{} is of {name:?}, which is none of the interfaces", of())))
