@@ -51,6 +51,8 @@ pub struct Mirror {
     pub mtu: u32,
     /// Name of the tap.
     pub tap: String,
+    /// The interface's number.
+    index: u32,
     undo: Option<Undo>,
 }
 
@@ -81,6 +83,16 @@ impl Mirror {
     /// [`Error::Kernel`]; as much as can be is removed all the same.
     pub fn undo(mut self) -> Result<(), Error> {
         self.undo.take().map_or(Ok(()), |undo| undo.run(&self.tap))
+    }
+
+    /// Whether the interface is still the one that was mirrored, and not another that is called the same.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn is_current(&mut self) -> Result<bool, Error> {
+        let Some(undo) = &mut self.undo else { return Ok(false) };
+        let links = route::links(&mut undo.socket).map_err(Error::kernel("read", "the interfaces of the pod"))?;
+        Ok(links.iter().any(|link| link.index == self.index && link.name == self.interface))
     }
 
     /// Tells the tap of another MTU of the interface.
@@ -164,6 +176,7 @@ pub fn mirror(interface: &str, queues: u16, model: Model) -> Result<Mirror, Erro
         mac,
         mtu: link.mtu,
         tap: name,
+        index: link.index,
         undo: Some(Undo { socket, tap, redirection: None }),
     };
     // From here on, `drop` cleans up.

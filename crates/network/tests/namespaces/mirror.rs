@@ -204,7 +204,9 @@ fn an_interface_that_has_gone_is_no_error() {
     let mut mirror = mirrored(&world, "eth0", 1, Model::TcFilter).unwrap();
     mirror.set_mtu(1300).unwrap();
     assert!(world.shown("ip", &format!("link show dev {}", mirror.tap)).contains("mtu 1300"));
-    world.in_pod(&["link del eth0"]);
+    assert!(mirror.is_current().unwrap());
+    world.in_pod(&["link del eth0", "link add name eth0 address 02:00:00:00:00:02 type veth peer name other"]);
+    assert!(!mirror.is_current().unwrap(), "another of the same name and hardware address");
     mirror.undo().unwrap();
     assert!(!world.shown("ip", "link").contains("kata-tap"));
     drop(world);
