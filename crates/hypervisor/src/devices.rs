@@ -63,7 +63,9 @@ impl Disk {
         // The hypervisor takes a descriptor for what it was opened for and nothing less.
         match (read_only, mode) {
             (true, OFlags::RDONLY) | (false, OFlags::RDWR) => {}
-            (true, _) => return refuse("opened for writing".into(), "a read-only disk's file is opened for reading only"),
+            (true, _) => {
+                return refuse("opened for writing".into(), "a read-only disk's file is opened for reading only");
+            }
             (false, _) => {
                 return refuse("not opened for reading and writing".into(), "a disk's file is, unless it is read-only");
             }
@@ -154,7 +156,10 @@ mod tests {
             (disk("", true, false), "disk's serial number is \"\", but 1 to 20 letters"),
             (disk("123456789012345678901", true, false), "1 to 20 letters"),
             (disk("a,b", true, false), "1 to 20 letters"),
-            (Disk { serial: "a".into(), file: File::open("/dev/null").unwrap().into(), read_only: true }, "CharacterDevice"),
+            (
+                Disk { serial: "a".into(), file: File::open("/dev/null").unwrap().into(), read_only: true },
+                "CharacterDevice",
+            ),
         ] {
             let error = disk.check().unwrap_err().to_string();
             assert!(error.contains(part), "{error}");

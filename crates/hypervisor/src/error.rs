@@ -88,7 +88,9 @@ pub enum Error {
         remedy: &'static str,
     },
     /// All places for devices are taken.
-    #[error("there is no place left for {device}: all {places} for devices that come while the machine runs are taken; remove one, or start the machine with more (hotplug_slots)")]
+    #[error(
+        "there is no place left for {device}: all {places} for devices that come while the machine runs are taken; remove one, or start the machine with more (hotplug_slots)"
+    )]
     Full {
         /// The kind of device and its name.
         device: String,
@@ -108,7 +110,9 @@ pub enum Error {
         device: String,
     },
     /// A device cannot be removed, because it was there when the machine started and has no place of the right kind.
-    #[error("{device} cannot be removed: the machine was started without places for devices that come and go (hotplug_slots)")]
+    #[error(
+        "{device} cannot be removed: the machine was started without places for devices that come and go (hotplug_slots)"
+    )]
     Builtin {
         /// The kind of device and its name.
         device: String,

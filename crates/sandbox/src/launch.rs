@@ -24,8 +24,8 @@ use crate::{
     client::{Connection, Running, StdioEnds},
     daemon,
     plan::Plan,
-    store::{ContainerState, ProcessRef, StateDir, Status, Store},
     pod::{Demand, Limits},
+    store::{ContainerState, ProcessRef, StateDir, Status, Store},
     translate::{Parts, Prepared, Rootfs, open_tree},
 };
 

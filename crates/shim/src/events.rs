@@ -234,7 +234,11 @@ impl Sender {
             .await
             .map_err(|_| Error::Deadline { what: step(), seconds: PROGRAM_DEADLINE.as_secs() })?
             .map_err(|e| Error::io(step(), e))?;
-        if status.success() { Ok(()) } else { Err(Error::io(step(), std::io::Error::other(format!("it ended with {status}")))) }
+        if status.success() {
+            Ok(())
+        } else {
+            Err(Error::io(step(), std::io::Error::other(format!("it ended with {status}"))))
+        }
     }
 }
 

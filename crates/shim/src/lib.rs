@@ -118,7 +118,8 @@ mod tests {
         for name in ["containerd-shim-kata-v2", "containerd-shim-kata-qemu-v2", "containerd-shim-kata-a-b-v2"] {
             assert!(is_role(name), "{name}");
         }
-        for name in ["containerd-shim-runc-v2", "containerd-shim-kata-v1", "containerd-shim-kata--v2x", "kata-runtime"] {
+        for name in ["containerd-shim-runc-v2", "containerd-shim-kata-v1", "containerd-shim-kata--v2x", "kata-runtime"]
+        {
             assert!(!is_role(name), "{name}");
         }
     }

@@ -1,11 +1,6 @@
 //! The shim itself: one process for each pod, as long as the pod lives.
 
-use std::{
-    os::unix::net::UnixListener,
-    path::Path,
-    rc::Rc,
-    time::Duration,
-};
+use std::{os::unix::net::UnixListener, path::Path, rc::Rc, time::Duration};
 
 use containerd_shim_protos::ttrpc::asynchronous::Server;
 use tokio::{
@@ -70,9 +65,7 @@ pub(crate) fn serve(flags: &Flags, bundle: &Path, booter: Rc<dyn Booter>) -> Res
 
 fn listen(flags: &Flags) -> Result<UnixListener> {
     match &flags.socket {
-        Some(path) => {
-            UnixListener::bind(path).map_err(|e| Error::io(format!("listen on {}", path.display()), e))
-        }
+        Some(path) => UnixListener::bind(path).map_err(|e| Error::io(format!("listen on {}", path.display()), e)),
         None => {
             let descriptor = sys::take_stdin().map_err(|e| Error::io("take the socket over from `start`", e))?;
             let listening = rustix::net::sockopt::socket_acceptconn(&descriptor);

@@ -205,6 +205,9 @@ mod tests {
         });
         assert_eq!(nic_frontend(&two, Place::Fixed(Bus::Pci)), expected);
         let device = nic_frontend(&one, Place::Fixed(Bus::Mmio));
-        assert_eq!((&device["driver"], &device["romfile"], &device["mq"]), (&json!("virtio-net-device"), &Value::Null, &Value::Null));
+        assert_eq!(
+            (&device["driver"], &device["romfile"], &device["mq"]),
+            (&json!("virtio-net-device"), &Value::Null, &Value::Null)
+        );
     }
 }

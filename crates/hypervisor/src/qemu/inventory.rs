@@ -44,7 +44,11 @@ impl Inventory {
         let refuse = |setting, value: String, expected: String| Err(Error::Setting { setting, value, expected });
         let only = |what: &str| format!("{} machine {what}; set machine_type to q35, or this", model.name);
         if vm.hotplug_slots > 0 && model.places == Places::None {
-            return refuse("hotplug_slots", vm.hotplug_slots.to_string(), only("takes no devices while it runs") + " to 0");
+            return refuse(
+                "hotplug_slots",
+                vm.hotplug_slots.to_string(),
+                only("takes no devices while it runs") + " to 0",
+            );
         }
         if vm.max_vcpus > vm.vcpus && !model.vcpu_hotplug {
             let expected = only("takes no virtual CPUs while it runs") + &format!(" to {}", vm.vcpus);

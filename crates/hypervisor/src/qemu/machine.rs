@@ -139,10 +139,7 @@ impl Machine {
     }
 
     /// Changes the machine. Once begun, this is finished, even if nobody waits for it.
-    async fn change<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = Result<T>> + Send + 'static,
-    ) -> Result<T> {
+    async fn change<T: Send + 'static>(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
         let done = tokio::spawn(work).await;
         let result = done.unwrap_or_else(|_| Err(Error::Control("the runtime that speaks to it has ended".into())));
         self.explain(result).await

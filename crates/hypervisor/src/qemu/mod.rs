@@ -153,7 +153,11 @@ impl Qemu {
             return refuse("vcpus", config.vcpus.to_string(), "1 to 255 virtual CPUs are possible");
         }
         if config.max_vcpus < config.vcpus || config.max_vcpus > MAX_VCPUS {
-            return refuse("max_vcpus", config.max_vcpus.to_string(), "at least as many as vcpus and at most 255 are possible");
+            return refuse(
+                "max_vcpus",
+                config.max_vcpus.to_string(),
+                "at least as many as vcpus and at most 255 are possible",
+            );
         }
         if config.memory_mib == 0 {
             return refuse("memory_mib", "0".into(), "a guest needs memory");
@@ -209,7 +213,11 @@ impl Qemu {
             image: number(&image_file),
             shared_fs: config.shared_fs.as_ref().map(|fs| number(&fs.socket)),
             disks: config.disks.iter().map(|disk| number(&disk.file)).collect(),
-            nics: config.nics.iter().map(|nic| [&nic.taps, &nic.vhost].map(|fds| fds.iter().map(number).collect())).collect(),
+            nics: config
+                .nics
+                .iter()
+                .map(|nic| [&nic.taps, &nic.vhost].map(|fds| fds.iter().map(number).collect()))
+                .collect(),
         };
         let arguments = args::arguments(&self.config, &inventory, &config, image.disk(), &descriptors)?;
         let mut inherit = vec![qmp_theirs, console_theirs, channel_theirs, kernel, image_file];

@@ -136,8 +136,7 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
         .map_err(|e| Error::io(format!("listen on {}", dir.file("sock").display()), e))?;
     devices::share::enter_private_namespace()?;
     let observer = Rc::new(Recorder(journal.clone()));
-    let sandbox =
-        Sandbox::boot(Birth {
+    let sandbox = Sandbox::boot(Birth {
         plan,
         demand,
         journal: journal.clone(),

@@ -31,8 +31,8 @@ use devices::share::{Access, SharedDir};
 use oci_spec::runtime::{LinuxResources, Process};
 use tokio::sync::Mutex;
 
-use self::{members::Member, network::PodNetwork, size::Size};
 pub use self::size::{Demand, Limits};
+use self::{members::Member, network::PodNetwork, size::Size};
 pub use crate::machine::relay::{Drained, Io, Sink, Source};
 use crate::{
     Error, Result,
@@ -108,8 +108,15 @@ impl Sandbox {
         let model = plan.config.runtime.internetworking_model;
         let network = if network { PodNetwork::open(model, demand.vcpus)? } else { None };
         let (network, nics) = network.map_or((None, Vec::new()), |(network, nics)| (Some(network), nics));
-        let order =
-            Order { plan: &plan, demand, shared: shared.path(), journal: &journal, observer, nics, disks: disks.into() };
+        let order = Order {
+            plan: &plan,
+            demand,
+            shared: shared.path(),
+            journal: &journal,
+            observer,
+            nics,
+            disks: disks.into(),
+        };
         let machine = boot(order, &mut timeline).await?;
         let sandbox = Rc::new(Self {
             machine,

@@ -63,18 +63,23 @@ impl PodNetwork {
             taps: std::mem::take(&mut mirror.taps),
             vhost: std::mem::take(&mut mirror.vhost),
             mac: mirror.mac,
-            mtu: u16::try_from(mirror.mtu).ok(),
+            // The guest is told with the rest; a device's own would be the most that it could ever have.
+            mtu: None,
         };
         self.plugged.insert(name.into(), Plugged { mirror, id });
         Ok(nic)
     }
 
     /// Interfaces with a NIC that are not what they were.
-    fn gone(&self, now: &Network) -> Vec<String> {
-        let same = |name: &str, plugged: &Plugged| {
-            now.interfaces.iter().any(|interface| interface.name == name && interface.mac == plugged.mirror.mac)
+    fn gone(&mut self, now: &Network) -> Vec<String> {
+        let same = |name: &str, mirror: &mut Mirror| {
+            let looks_alike =
+                now.interfaces.iter().any(|interface| interface.name == name && interface.mac == mirror.mac);
+            // One that was made anew may look alike.
+            looks_alike && mirror.is_current().unwrap_or(false)
         };
-        self.plugged.iter().filter(|(name, plugged)| !same(name, plugged)).map(|(name, _)| name.clone()).collect()
+        let plugged = self.plugged.iter_mut();
+        plugged.filter_map(|(name, plugged)| (!same(name, &mut plugged.mirror)).then(|| name.clone())).collect()
     }
 }
 

@@ -187,7 +187,8 @@ mod tests {
         assert_eq!(wanted(limits), (2, 64 + 128));
         let limits = limits.changed(&resources(serde_json::json!({"cpu": {"quota": -1}})));
         assert_eq!(limits, Limits { milli_cpus: 0, memory: 64 << 20 });
-        let limits = limits.changed(&resources(serde_json::json!({"memory": {"limit": 9_223_372_036_854_771_712_i64}})));
+        let limits =
+            limits.changed(&resources(serde_json::json!({"memory": {"limit": 9_223_372_036_854_771_712_i64}})));
         assert_eq!(limits, Limits::default());
         assert_eq!(wanted(limits), (0, 0));
     }

@@ -100,7 +100,8 @@ mod tests {
     #[test]
     fn a_container_without_its_pod_is_refused_and_leaves_nothing() {
         let bundle = tempfile::tempdir().unwrap();
-        let config = r#"{"annotations":{"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.sandbox-id":"gone"}}"#;
+        let config =
+            r#"{"annotations":{"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.sandbox-id":"gone"}}"#;
         fs::write(bundle.path().join("config.json"), config).unwrap();
         let flags = Flags {
             namespace: "test".into(),

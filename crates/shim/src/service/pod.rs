@@ -10,9 +10,9 @@ use std::{
 use agent_api::{WindowSize, statistics::Statistics};
 use containerd_shim_protos::{
     api::{
-        ConnectRequest, ConnectResponse, ExecProcessRequest, KillRequest, PidsRequest, PidsResponse, ProcessInfo,
-        ResizePtyRequest, StateRequest, StateResponse, StatsRequest, StatsResponse, Status, UpdateTaskRequest,
-        WaitRequest, WaitResponse, CloseIORequest,
+        CloseIORequest, ConnectRequest, ConnectResponse, ExecProcessRequest, KillRequest, PidsRequest, PidsResponse,
+        ProcessInfo, ResizePtyRequest, StateRequest, StateResponse, StatsRequest, StatsResponse, Status,
+        UpdateTaskRequest, WaitRequest, WaitResponse,
     },
     events::task as events,
     shim::oci::ProcessDetails,
