@@ -193,7 +193,7 @@ impl Sender {
                 _ => {
                     let path = socket.strip_prefix("unix://").unwrap_or(socket);
                     let connected = timeout(FORWARD_DEADLINE, Socket::connect_unix(path)).await;
-                    let connected = connected.map_err(|_| std::io::ErrorKind::TimedOut.into()).flatten();
+                    let connected = connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
                     let connection = connected.map_err(|e| Error::io(format!("connect to containerd at {path}"), e))?;
                     self.client.insert(EventsClient::new(Client::new(connection)))
                 }
@@ -234,7 +234,11 @@ impl Sender {
             .await
             .map_err(|_| Error::Deadline { what: step(), seconds: PROGRAM_DEADLINE.as_secs() })?
             .map_err(|e| Error::io(step(), e))?;
-        if status.success() { Ok(()) } else { Err(Error::io(step(), std::io::Error::other(format!("it ended with {status}")))) }
+        if status.success() {
+            Ok(())
+        } else {
+            Err(Error::io(step(), std::io::Error::other(format!("it ended with {status}"))))
+        }
     }
 }
 
@@ -252,4 +256,4 @@ fn collect(events: &mut mpsc::UnboundedReceiver<Envelope>, waiting: &mut VecDequ
 
 #[cfg(test)]
 #[path = "events_tests.rs"]
-mod tests;
+pub(crate) mod tests;

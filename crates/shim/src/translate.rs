@@ -44,9 +44,7 @@ pub(crate) fn oci<T: DeserializeOwned>(any: Option<&Any>, kind: &str) -> Result<
 pub(crate) fn any(name: &str, message: &impl Message) -> Result<Any> {
     let mut any = Any::new();
     any.type_url = name.into();
-    any.value = message
-        .write_to_bytes()
-        .map_err(|e| Error::io(format!("encode {name}"), std::io::Error::other(e)))?;
+    any.value = message.write_to_bytes().map_err(|e| Error::io(format!("encode {name}"), std::io::Error::other(e)))?;
     Ok(any)
 }
 
@@ -54,7 +52,7 @@ pub(crate) fn any(name: &str, message: &impl Message) -> Result<Any> {
 pub(crate) fn host_is_unified() -> bool {
     /// `CGROUP2_SUPER_MAGIC` (statfs(2)).
     const CGROUP2: i64 = 0x6367_7270;
-    rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|found| found.f_type as i64 == CGROUP2)
+    rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|found| found.f_type == CGROUP2)
 }
 
 /// Figures in the form that containerd expects on this host.
@@ -129,28 +127,40 @@ fn metrics_v2(from: &Statistics) -> v2::Metrics {
     events.oom_kill = event("oom_kill");
     events.oom_group_kill = event("oom_group_kill");
     let io = to.io.mut_or_insert_default();
-    io.usage = from.io.iter().map(|from| {
-        let mut to = v2::IOEntry::new();
-        (to.major, to.minor) = (from.major, from.minor);
-        (to.rbytes, to.wbytes) = (from.read_bytes, from.written_bytes);
-        (to.rios, to.wios) = (from.reads, from.writes);
-        to
-    }).collect();
-    to.hugetlb = from.huge_pages.iter().map(|from| {
-        let mut to = v2::HugeTlbStat::new();
-        (to.current, to.max, to.failcnt) = (from.usage, from.peak, from.failures);
-        to.pagesize = from.page_size.clone();
-        to
-    }).collect();
-    to.network = from.network.iter().map(|from| {
-        let mut to = v2::NetworkStat::new();
-        to.name = from.name.clone();
-        (to.rx_bytes, to.rx_packets, to.rx_errors, to.rx_dropped) =
-            (from.rx_bytes, from.rx_packets, from.rx_errors, from.rx_dropped);
-        (to.tx_bytes, to.tx_packets, to.tx_errors, to.tx_dropped) =
-            (from.tx_bytes, from.tx_packets, from.tx_errors, from.tx_dropped);
-        to
-    }).collect();
+    io.usage = from
+        .io
+        .iter()
+        .map(|from| {
+            let mut to = v2::IOEntry::new();
+            (to.major, to.minor) = (from.major, from.minor);
+            (to.rbytes, to.wbytes) = (from.read_bytes, from.written_bytes);
+            (to.rios, to.wios) = (from.reads, from.writes);
+            to
+        })
+        .collect();
+    to.hugetlb = from
+        .huge_pages
+        .iter()
+        .map(|from| {
+            let mut to = v2::HugeTlbStat::new();
+            (to.current, to.max, to.failcnt) = (from.usage, from.peak, from.failures);
+            to.pagesize = from.page_size.clone();
+            to
+        })
+        .collect();
+    to.network = from
+        .network
+        .iter()
+        .map(|from| {
+            let mut to = v2::NetworkStat::new();
+            to.name = from.name.clone();
+            (to.rx_bytes, to.rx_packets, to.rx_errors, to.rx_dropped) =
+                (from.rx_bytes, from.rx_packets, from.rx_errors, from.rx_dropped);
+            (to.tx_bytes, to.tx_packets, to.tx_errors, to.tx_dropped) =
+                (from.tx_bytes, from.tx_packets, from.tx_errors, from.tx_dropped);
+            to
+        })
+        .collect();
     to
 }
 
@@ -218,21 +228,29 @@ fn metrics_v1(from: &Statistics) -> v1::Metrics {
             entry("Total", total(from.reads, from.writes)),
         ]);
     }
-    to.hugetlb = from.huge_pages.iter().map(|from| {
-        let mut to = v1::HugetlbStat::new();
-        (to.usage, to.max, to.failcnt) = (from.usage, from.peak, from.failures);
-        to.pagesize = from.page_size.clone();
-        to
-    }).collect();
-    to.network = from.network.iter().map(|from| {
-        let mut to = v1::NetworkStat::new();
-        to.name = from.name.clone();
-        (to.rx_bytes, to.rx_packets, to.rx_errors, to.rx_dropped) =
-            (from.rx_bytes, from.rx_packets, from.rx_errors, from.rx_dropped);
-        (to.tx_bytes, to.tx_packets, to.tx_errors, to.tx_dropped) =
-            (from.tx_bytes, from.tx_packets, from.tx_errors, from.tx_dropped);
-        to
-    }).collect();
+    to.hugetlb = from
+        .huge_pages
+        .iter()
+        .map(|from| {
+            let mut to = v1::HugetlbStat::new();
+            (to.usage, to.max, to.failcnt) = (from.usage, from.peak, from.failures);
+            to.pagesize = from.page_size.clone();
+            to
+        })
+        .collect();
+    to.network = from
+        .network
+        .iter()
+        .map(|from| {
+            let mut to = v1::NetworkStat::new();
+            to.name = from.name.clone();
+            (to.rx_bytes, to.rx_packets, to.rx_errors, to.rx_dropped) =
+                (from.rx_bytes, from.rx_packets, from.rx_errors, from.rx_dropped);
+            (to.tx_bytes, to.tx_packets, to.tx_errors, to.tx_dropped) =
+                (from.tx_bytes, from.tx_packets, from.tx_errors, from.tx_dropped);
+            to
+        })
+        .collect();
     to
 }
 
@@ -247,11 +265,13 @@ mod tests {
         from.cpu.usage_ns = 5_000_000;
         from.memory.usage = 4096;
         from.memory.limit = Some(1 << 20);
-        from.memory.stat = [("anon", 100), ("file", 200), ("inactive_file", 50)].map(|(k, v)| (k.to_string(), v)).into();
+        from.memory.stat =
+            [("anon", 100), ("file", 200), ("inactive_file", 50)].map(|(k, v)| (k.to_string(), v)).into();
         from.memory.events = [("oom_kill".to_string(), 1)].into();
         from.pids.current = 3;
         from.io = vec![agent_api::statistics::Io { major: 254, read_bytes: 7, writes: 2, ..Default::default() }];
-        from.network = vec![agent_api::statistics::Interface { name: "eth0".into(), tx_bytes: 9, ..Default::default() }];
+        from.network =
+            vec![agent_api::statistics::Interface { name: "eth0".into(), tx_bytes: 9, ..Default::default() }];
         from
     }
 

@@ -11,7 +11,7 @@ use std::{
 use super::socket::{Address, Claim};
 use crate::{
     Error, Flags, Result,
-    group::{Brief, Role},
+    group::{Brief, Network, Role},
     options::Options,
     sys,
 };
@@ -27,8 +27,15 @@ const MOST_OPTIONS: u64 = 1 << 20;
 /// What cannot work is refused before anything is started.
 pub(crate) fn start(flags: &Flags, bundle: &Path) -> Result<String> {
     sandbox::store::Store::check_id(&flags.id)?;
-    let role = Brief::read(bundle)?.unwrap_or_default().role();
+    let brief = Brief::read(bundle)?.unwrap_or_default();
+    let role = brief.role();
     refuse_unknown_options()?;
+    if let Network::At(path) = brief.network()
+        && !path.exists()
+    {
+        let problem = format!("linux.namespaces: the network namespace {} is not there", path.display());
+        return Err(Error::Bundle { file: bundle.join("config.json"), problem });
+    }
     let address = Address::of(&flags.address, &flags.namespace, role.sandbox(&flags.id));
     if let Role::Member(sandbox) = &role {
         // Only the sandbox container, or the sandbox API, starts a pod's machine.
@@ -100,7 +107,8 @@ mod tests {
     #[test]
     fn a_container_without_its_pod_is_refused_and_leaves_nothing() {
         let bundle = tempfile::tempdir().unwrap();
-        let config = r#"{"annotations":{"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.sandbox-id":"gone"}}"#;
+        let config =
+            r#"{"annotations":{"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.sandbox-id":"gone"}}"#;
         fs::write(bundle.path().join("config.json"), config).unwrap();
         let flags = Flags {
             namespace: "test".into(),

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    backend::{Boot, NewContainer, RootMount, Sandbox},
+    backend::{Boot, NewContainer, RootfsMount, Sandbox},
     group::{Brief, Role},
     options::Options,
     state::{Exit, State},
@@ -135,13 +135,13 @@ impl Pod {
         let machine = if kind == Kind::Member {
             self.machine()?
         } else {
-            let machine = self.boot(bundle, role.clone(), options.clone(), None).await?;
+            let machine = self.boot(bundle, role.clone(), options, None).await?;
             booted.set(true);
             machine
         };
         let Some(io) = io else { return machine.create_pause(&request.id) };
-        let rootfs = request.rootfs.iter().map(|mount| RootMount {
-            kind: mount.type_.clone(),
+        let rootfs = request.rootfs.iter().map(|mount| RootfsMount {
+            fs_type: mount.type_.clone(),
             source: mount.source.clone(),
             target: mount.target.clone(),
             options: mount.options.clone(),
@@ -152,7 +152,6 @@ impl Pod {
             role,
             rootfs: rootfs.collect(),
             terminal: request.terminal,
-            options,
             io,
         };
         machine.create(container).await

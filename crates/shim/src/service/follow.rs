@@ -76,7 +76,8 @@ impl Pod {
                 log::error(&format!("end the machine: {}", error.chain()));
             }
             let containers = self.containers.borrow();
-            others = containers.values().filter(|other| !Rc::ptr_eq(other, container)).map(|c| c.init.clone()).collect();
+            others =
+                containers.values().filter(|other| !Rc::ptr_eq(other, container)).map(|c| c.init.clone()).collect();
         }
         let all = async {
             for other in others {

@@ -3,16 +3,15 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    path::PathBuf,
     rc::Rc,
 };
 
 use agent_api::{WindowSize, statistics::Statistics};
 use containerd_shim_protos::{
     api::{
-        ConnectRequest, ConnectResponse, ExecProcessRequest, KillRequest, PidsRequest, PidsResponse, ProcessInfo,
-        ResizePtyRequest, StateRequest, StateResponse, StatsRequest, StatsResponse, Status, UpdateTaskRequest,
-        WaitRequest, WaitResponse, CloseIORequest,
+        CloseIORequest, ConnectRequest, ConnectResponse, ExecProcessRequest, KillRequest, PidsRequest, PidsResponse,
+        ProcessInfo, ResizePtyRequest, StateRequest, StateResponse, StatsRequest, StatsResponse, Status,
+        UpdateTaskRequest, WaitRequest, WaitResponse,
     },
     events::task as events,
     shim::oci::ProcessDetails,
@@ -37,8 +36,6 @@ pub(crate) struct Settings {
     pub(crate) namespace: String,
     /// The sandbox's name, which is its first container's.
     pub(crate) sandbox: String,
-    /// The bundle that the shim was started in.
-    pub(crate) bundle: PathBuf,
     /// Whether containerd on this host expects figures of cgroup v2.
     pub(crate) unified: bool,
 }

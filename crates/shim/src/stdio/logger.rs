@@ -3,12 +3,7 @@
 //! A logger reads the outputs from its descriptors 3 and 4 and tells that it is ready by closing 5, or by writing to it. It learns whose output it
 //! is from its environment, which holds nothing else. When the process is deleted it is asked to end.
 
-use std::{
-    os::fd::OwnedFd,
-    path::Path,
-    process::Stdio,
-    time::Duration,
-};
+use std::{os::fd::OwnedFd, path::Path, process::Stdio, time::Duration};
 
 use rustix::{
     pipe::{PipeFlags, pipe_with},

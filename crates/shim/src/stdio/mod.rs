@@ -29,14 +29,16 @@ use std::{
 };
 
 use rustix::fs::OFlags;
-use sandbox_io::{Io, Sink, Source};
 use tokio::net::unix::pipe;
 
 use self::{
     logger::Logger,
     output::{Appended, Output, Progress},
 };
-use crate::{Error, Result, backend as sandbox_io};
+use crate::{
+    Error, Result,
+    backend::{Io, Sink, Source},
+};
 
 /// The names of a process's streams; empty is none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -141,8 +143,7 @@ impl Streams {
 pub(crate) async fn open(names: &Names, id: &str, namespace: &str) -> Result<(Io, Streams)> {
     let progress = Progress::new();
     let mut io = Io::default();
-    let mut streams =
-        Streams { hold: RefCell::default(), progress: progress.clone(), logger: RefCell::default() };
+    let mut streams = Streams { hold: RefCell::default(), progress: progress.clone(), logger: RefCell::default() };
     let stderr = if names.terminal { "" } else { names.stderr.as_str() };
     // A URL for the output is one for both outputs, as containerd's own shim has it.
     match Name::of(&names.stdout)? {
@@ -185,7 +186,9 @@ fn open_stderr(name: &str, progress: &Rc<Progress>) -> Result<Option<Sink>> {
         Name::Nothing => Ok(None),
         Name::Path(path) => open_output(&path, progress).map(Some),
         Name::File(path) => Ok(Some(output(&path.display().to_string(), Appended::create(&path)?, progress))),
-        Name::Logger { .. } => Err(Error::Invalid(format!("stderr {name:?} is a logger, but stdout is not the same one"))),
+        Name::Logger { .. } => {
+            Err(Error::Invalid(format!("stderr {name:?} is a logger, but stdout is not the same one")))
+        }
     }
 }
 

@@ -119,7 +119,8 @@ fn script(directory: &Path, text: &str) -> String {
 #[tokio::test]
 async fn a_logger_gets_both_outputs_and_knows_whose_they_are() {
     let directory = tempfile::tempdir().unwrap();
-    let text = "echo \"$1 $CONTAINER_ID $CONTAINER_NAMESPACE ${HOME-none}\" > $2\nexec 5>&-\ncat <&3 >> $2\ncat <&4 >> $2";
+    let text =
+        "echo \"$1 $CONTAINER_ID $CONTAINER_NAMESPACE ${HOME-none}\" > $2\nexec 5>&-\ncat <&3 >> $2\ncat <&4 >> $2";
     let (io, streams) = opened(&Names { stdout: script(directory.path(), text), ..Names::default() }).await;
     let (mut stdout, mut stderr) = (io.stdout.unwrap(), io.stderr.unwrap());
     stdout.write_all(b"out\n").await.unwrap();
