@@ -169,6 +169,8 @@ fn state_without_bundle(boot: &Boot) -> ContainerState {
 
 /// Removes a state directory whose sandbox this process has ended.
 fn remove(dir: &StateDir) -> Result<()> {
+    // It is mounted in this process's namespace, by nobody else's leave; the library leaves it to the end of the process.
+    let _not_mounted = rustix::mount::unmount(dir.file("shared"), rustix::mount::UnmountFlags::DETACH);
     // Purging kills whoever hosts the sandbox, which is this process.
     if let Ok(mut state) = dir.load() {
         state.daemon = None;
