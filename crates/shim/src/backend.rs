@@ -31,6 +31,8 @@ pub(crate) struct Boot {
     pub(crate) bundle: PathBuf,
     /// Whether it is for a pod; never [`Role::Member`].
     pub(crate) role: Role,
+    /// Root file system of the only container.
+    pub(crate) rootfs: Vec<RootfsMount>,
     /// Options of the runtime.
     pub(crate) options: Options,
     /// The network namespace, where no bundle names it.
@@ -45,12 +47,8 @@ pub(crate) struct NewContainer {
     pub(crate) id: String,
     /// Its bundle.
     pub(crate) bundle: PathBuf,
-    /// What it is to its pod; never [`Role::Sandbox`].
-    pub(crate) role: Role,
     /// Its root file system; empty if the bundle has it.
     pub(crate) rootfs: Vec<RootfsMount>,
-    /// Whether its first process has a terminal.
-    pub(crate) terminal: bool,
     /// Its first process's stdio.
     pub(crate) io: Io,
 }

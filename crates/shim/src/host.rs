@@ -1,19 +1,21 @@
 //! The sandbox library, hosted by this process.
 
-use std::{fs, os::fd::AsFd, path::Path, rc::Rc, time::SystemTime};
+use std::{cell::RefCell, collections::HashMap, fs, path::Path, rc::Rc, time::SystemTime};
 
 use ::sandbox::{
-    Demand, Observer, Prepared,
+    Observer, Prepared,
     bundle::{self, Bundle},
+    cgroup::HostCgroup,
     journal::Journal,
     launch,
     plan::Plan,
-    pod::{self, Birth},
-    rootfs,
+    pod::{self, Birth, Demand, Limits},
+    rootfs::{self, RootfsMount},
     store::{ContainerState, ProcessRef, StateDir, Status, Store},
 };
 use agent_api::{Pod, WindowSize, statistics::Statistics};
 use config::Config;
+use network::Namespace;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use tokio::sync::mpsc;
 
@@ -21,7 +23,7 @@ use crate::{
     Error, Result,
     backend::{Boot, Booter, Ending, Io, Local, NewContainer, Outcome, Sandbox, state_root},
     group::{Network, Role},
-    log, sys,
+    log,
 };
 
 /// Gives this process a mount namespace of its own, so that what a sandbox mounts is seen by nobody else and goes with it, and the pod's
@@ -34,16 +36,24 @@ pub(crate) fn enter_namespaces(network: &Network) -> Result<()> {
     match network {
         // Create refuses the host's network, with the field; the sandbox API names the namespace later.
         Network::Host => Ok(()),
-        Network::New => sys::new_network_namespace().map_err(|e| Error::io("make a network namespace for the pod", e)),
+        Network::New => Namespace::create().and_then(|made| made.enter()).map_err(of_network),
         Network::At(path) => enter_network(path),
     }
 }
 
 fn enter_network(path: &Path) -> Result<()> {
-    let failed = |e: std::io::Error| Error::io(format!("enter the network namespace {}", path.display()), e);
-    let namespace = fs::File::open(path).map_err(failed)?;
-    let kind = Some(rustix::thread::LinkNameSpaceType::Network);
-    rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).map_err(|e| failed(e.into()))
+    let namespace = Namespace::open(path).map_err(of_network)?;
+    if namespace.is_host().map_err(of_network)? {
+        return Err(Error::Invalid(format!(
+            "the network namespace {} is the host's, which a virtual machine cannot be in; leave hostNetwork out",
+            path.display()
+        )));
+    }
+    namespace.enter().map_err(of_network)
+}
+
+fn of_network(error: network::Error) -> Error {
+    Error::Sandbox(error.into())
 }
 
 /// Boots machines in this process.
@@ -60,6 +70,9 @@ struct Hosted {
     sandbox: Rc<pod::Sandbox>,
     plan: Plan,
     dir: StateDir,
+    /// Of the container that the machine was booted for: its disks are in it from the start.
+    first: RefCell<Option<Prepared>>,
+    cgroup: RefCell<Option<HostCgroup>>,
 }
 
 impl Hosted {
@@ -67,7 +80,8 @@ impl Hosted {
         let begun_ns = monotonic_ns();
         let store = Store::new(state_root(&boot.namespace));
         store.check_free(&boot.sandbox)?;
-        let role = if boot.role == Role::Single { bundle::Role::Alone } else { bundle::Role::Pod };
+        let alone = boot.role == Role::Single;
+        let role = if alone { bundle::Role::Alone } else { bundle::Role::Pod };
         // A sandbox of the sandbox API has no bundle.
         let has_bundle = boot.bundle.join("config.json").exists();
         let bundle = if has_bundle { Some(Bundle::load(&boot.bundle, role)?) } else { None };
@@ -77,11 +91,14 @@ impl Hosted {
         let ignored = config.annotate(&annotations).map_err(::sandbox::Error::from)?;
         ignored.iter().for_each(|ignored| log::warn(ignored));
         let plan = Plan::new(&config, &mut |warning| log::warn(warning))?;
-        let demand = Demand::of(&spec, &config.qemu);
+        let limits = if alone { Limits::of(&spec) } else { limits_of_pod(&annotations) };
+        limits.check()?;
+        let demand = Demand::growing(limits, &plan);
         if let Some(netns) = &boot.netns {
             enter_network(netns)?;
         }
         let dir = store.reserve(&boot.sandbox)?;
+        let mut cgroup = None;
         let booted = async {
             let mut state = match &bundle {
                 Some(bundle) => launch::initial_state(&boot.sandbox, bundle),
@@ -89,49 +106,87 @@ impl Hosted {
             };
             state.daemon = ProcessRef::of(std::process::id());
             state.creator = None;
-            state.network_namespace = boot.netns.clone();
             let journal = Journal::new(dir.clone(), state);
             journal.update(|_| ())?;
+            let mut first = match &bundle {
+                Some(bundle) if alone => Some(prepare(&boot.sandbox, bundle, &boot.rootfs, &dir, &plan)?),
+                _ => None,
+            };
+            let disks = first.as_mut().map(Prepared::take_disks).unwrap_or_default();
+            cgroup = enter_cgroup(&spec, &journal);
             let observer = Rc::new(Watcher { journal: journal.clone(), out_of_memory: boot.out_of_memory });
-            let pod = (boot.role != Role::Single).then(|| shared_by(&spec));
-            let birth = Birth { plan: plan.clone(), demand, journal: journal.clone(), observer, pod, begun_ns };
+            let pod = (!alone).then(|| shared_by(&spec));
+            let journal_of = journal.clone();
+            let birth = Birth {
+                plan: plan.clone(),
+                demand,
+                journal: journal_of,
+                observer,
+                pod,
+                network: true,
+                disks,
+                begun_ns,
+            };
             let sandbox = pod::Sandbox::boot(birth).await?;
             sandbox.listen();
             journal.update(|state| state.status = Status::Running)?;
-            Ok::<_, Error>(sandbox)
+            Ok::<_, Error>((sandbox, first))
         };
         match booted.await {
-            Ok(sandbox) => Ok(Self { sandbox, plan, dir }),
+            Ok((sandbox, first)) => Ok(Self { sandbox, plan, dir, first: first.into(), cgroup: cgroup.into() }),
             Err(error) => {
-                remove(&dir).unwrap_or_else(|error| log::warn(&error.chain()));
+                remove(&dir, cgroup).unwrap_or_else(|error| log::warn(&error.chain()));
                 Err(error)
             }
         }
     }
 
     async fn create_container(&self, container: NewContainer) -> Result<()> {
-        let NewContainer { id, bundle, role, rootfs: mounts, terminal, io, .. } = container;
-        let role = if role == Role::Single { bundle::Role::Alone } else { bundle::Role::Member };
-        let bundle = Bundle::load(&bundle, role)?;
-        let asks = bundle.spec.process().as_ref().and_then(Process::terminal).unwrap_or(false);
-        if asks != terminal {
-            return Err(Error::Invalid(format!(
-                "container {id:?}: process.terminal of its configuration is {asks}, but the request says {terminal}"
-            )));
-        }
-        let staging = self.dir.file("rootfs");
-        match fs::create_dir(&staging) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(Error::io(format!("create {}", staging.display()), error));
-            }
-            _ => {}
-        }
-        let root = rootfs::open(&mounts, &bundle.rootfs, &staging);
-        let _not_empty = fs::remove_dir(&staging);
-        let prepared = Prepared::new(&id, &bundle, root?, self.plan.arch()?)?;
+        let NewContainer { id, bundle, rootfs, io, .. } = container;
+        let first = self.first.take();
+        let prepared = match first {
+            Some(first) => first,
+            None => prepare(&id, &Bundle::load(&bundle, bundle::Role::Member)?, &rootfs, &self.dir, &self.plan)?,
+        };
         self.sandbox.create(&id, prepared, io, false).await?;
         Ok(())
     }
+}
+
+/// Opens all that a container needs of the host.
+fn prepare(id: &str, bundle: &Bundle, mounts: &[RootfsMount], dir: &StateDir, plan: &Plan) -> Result<Prepared> {
+    let staging = dir.file("rootfs");
+    match fs::create_dir(&staging) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(Error::io(format!("create {}", staging.display()), error));
+        }
+        _ => {}
+    }
+    let root = rootfs::open(mounts, &bundle.rootfs, &staging);
+    let _not_empty = fs::remove_dir(&staging);
+    Ok(Prepared::new(id, bundle, root?, plan.arch()?)?)
+}
+
+/// What all containers of a pod may use, as the CRI tells before any of them is there.
+fn limits_of_pod(annotations: &HashMap<String, String>) -> Limits {
+    let number = |name: &str| {
+        let value = annotations.get(&format!("io.kubernetes.cri.sandbox-{name}"));
+        value.and_then(|value| value.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let milli_cpus = (number("cpu-quota") * 1000).checked_div(number("cpu-period")).unwrap_or(0);
+    Limits { milli_cpus, memory: number("memory") }
+}
+
+/// Moves this process, and so the machine, to where the pod is accounted for. Where that cannot be the pod runs nevertheless.
+fn enter_cgroup(spec: &Spec, journal: &Journal) -> Option<HostCgroup> {
+    let path = spec.linux().as_ref()?.cgroups_path().clone()?;
+    // In systemd's form, SLICE:PREFIX:NAME, it is not a path; systemd would have to be asked.
+    if path.to_string_lossy().contains(':') {
+        log::debug(&format!("cgroup {} is systemd's to make", path.display()));
+        return None;
+    }
+    let entered = HostCgroup::enter(&path, &mut |made| journal.update(|state| state.cgroups.insert(0, made.into())));
+    entered.inspect_err(|error| log::warn(&format!("enter the cgroup {}: {}", path.display(), error.chain()))).ok()
 }
 
 /// What the containers of a pod share, as its sandbox container's configuration has it.
@@ -168,7 +223,10 @@ fn state_without_bundle(boot: &Boot) -> ContainerState {
 }
 
 /// Removes a state directory whose sandbox this process has ended.
-fn remove(dir: &StateDir) -> Result<()> {
+fn remove(dir: &StateDir, cgroup: Option<HostCgroup>) -> Result<()> {
+    if let Some(mut cgroup) = cgroup {
+        cgroup.leave();
+    }
     // It is mounted in this process's namespace, by nobody else's leave; the library leaves it to the end of the process.
     let _not_mounted = rustix::mount::unmount(dir.file("shared"), rustix::mount::UnmountFlags::DETACH);
     // Purging kills whoever hosts the sandbox, which is this process.
@@ -256,7 +314,7 @@ impl Sandbox for Hosted {
     fn stop(&self) -> Local<'_, Result<()>> {
         Box::pin(async {
             self.sandbox.stop().await;
-            remove(&self.dir)
+            remove(&self.dir, self.cgroup.take())
         })
     }
 }

@@ -14,12 +14,6 @@ pub(crate) fn share_cores_with_nobody() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Gives the calling thread, and those that it starts, a network namespace of its own.
-pub(crate) fn new_network_namespace() -> io::Result<()> {
-    // SAFETY: of the namespaces that unshare(2) makes, that of the network changes nothing about memory or descriptors.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.map_err(Into::into)
-}
-
 /// The listening socket that [`crate::bootstrap`] put in place of standard input; `/dev/null` takes that place.
 pub(crate) fn take_stdin() -> io::Result<OwnedFd> {
     let taken = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
