@@ -27,6 +27,7 @@ share=$stage/share/kata-containers
 mkdir -p "$stage/bin" "$share"
 put "$built/kata-runtime" "$stage/bin/kata-runtime" 755
 ln -sf kata-runtime "$stage/bin/kata-shim"
+ln -sf kata-runtime "$stage/bin/containerd-shim-kata-v2"
 put "$built/kata-osbuilder" "$stage/bin/kata-osbuilder" 755
 "$built/kata-manuals" "$stage/share" kata-runtime kata-osbuilder
 

@@ -128,6 +128,7 @@ kata() {
     local tree=$work/kata page completions
     put 755 "$stage/bin/kata-runtime" "$tree/usr/bin"
     ln -s kata-runtime "$tree/usr/bin/kata-shim"
+    ln -s kata-runtime "$tree/usr/bin/containerd-shim-kata-v2"
     for page in "$stage"/share/man/man8/kata-{runtime,shim}*.8; do
         compressed "$page" "$tree/usr/share/man/man8/$(basename "$page")"
     done

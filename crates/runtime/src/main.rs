@@ -4,7 +4,8 @@
 //!
 //! The executable looks at the name it is called by (`argv[0]`): under the names of the sandbox daemon and of the virtio-fs
 //! server it becomes these, under `kata-shim` it becomes the process that stands on the host for one process of a
-//! container ([`shim`]), and under any other name it is the command line ([`cli`]).
+//! container ([`shim`]), under `containerd-shim-kata-v2` containerd's shim (the crate of the name `shim`), and under any other name it is the
+//! command line ([`cli`]).
 //!
 //! # Stdio
 //!
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         }
         devices::virtiofs::ROLE => devices::virtiofs::role_main(arguments),
         shim::ROLE => shim::role_main(arguments),
+        name if ::shim::is_role(name) => ::shim::main(),
         _ => cli::main(begun_ns),
     }
 }

@@ -7,50 +7,19 @@ use std::{
     rc::Rc,
 };
 
-use agent_api::{ExitStatus, WindowSize, statistics::Statistics};
-use oci_spec::runtime::{LinuxResources, Process};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    sync::{mpsc, watch},
+pub(crate) use ::sandbox::{
+    Ending, Outcome,
+    pod::{Io, Sink, Source},
+    rootfs::RootfsMount,
 };
+use agent_api::{WindowSize, statistics::Statistics};
+use oci_spec::runtime::{LinuxResources, Process};
+use tokio::sync::mpsc;
 
 use crate::{Result, group::Role, options::Options};
 
-/// What a process reads from.
-pub(crate) type Source = Pin<Box<dyn AsyncRead>>;
-/// What a process writes to.
-pub(crate) type Sink = Pin<Box<dyn AsyncWrite>>;
-
-/// The host's ends of a process's stdio; what is absent is `/dev/null` for the process.
-#[derive(Default)]
-pub(crate) struct Io {
-    /// Standard input, or the terminal's.
-    pub(crate) stdin: Option<Source>,
-    /// Standard output, or the terminal's.
-    pub(crate) stdout: Option<Sink>,
-    /// Standard error; never with a terminal.
-    pub(crate) stderr: Option<Sink>,
-}
-
-/// How a process ended, or why nobody knows.
-pub(crate) type Outcome = std::result::Result<ExitStatus, Rc<str>>;
-/// The end of a process, to be waited for.
-pub(crate) type Ending = watch::Receiver<Option<Outcome>>;
 /// A future of the one thread that sandboxes belong to.
 pub(crate) type Local<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
-
-/// A part of a root file system, as the snapshotter has it mounted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct RootMount {
-    /// `overlay`, `bind`, `ext4`, `btrfs`, `erofs` and so on.
-    pub(crate) kind: String,
-    /// What is mounted.
-    pub(crate) source: String,
-    /// Where, below the root; mostly empty.
-    pub(crate) target: String,
-    /// Options of mount(8), `loop` among them.
-    pub(crate) options: Vec<String>,
-}
 
 /// What a machine is booted for.
 pub(crate) struct Boot {
@@ -62,6 +31,8 @@ pub(crate) struct Boot {
     pub(crate) bundle: PathBuf,
     /// Whether it is for a pod; never [`Role::Member`].
     pub(crate) role: Role,
+    /// Root file system of the only container.
+    pub(crate) rootfs: Vec<RootfsMount>,
     /// Options of the runtime.
     pub(crate) options: Options,
     /// The network namespace, where no bundle names it.
@@ -76,14 +47,8 @@ pub(crate) struct NewContainer {
     pub(crate) id: String,
     /// Its bundle.
     pub(crate) bundle: PathBuf,
-    /// What it is to its pod; never [`Role::Sandbox`].
-    pub(crate) role: Role,
     /// Its root file system; empty if the bundle has it.
-    pub(crate) rootfs: Vec<RootMount>,
-    /// Whether its first process has a terminal.
-    pub(crate) terminal: bool,
-    /// Options of the runtime.
-    pub(crate) options: Options,
+    pub(crate) rootfs: Vec<RootfsMount>,
     /// Its first process's stdio.
     pub(crate) io: Io,
 }
@@ -134,18 +99,13 @@ pub(crate) fn state_root(namespace: &str) -> PathBuf {
 /// # Errors
 /// When something does not go away.
 pub(crate) fn purge(namespace: &str, sandbox: &str) -> Result<u32> {
-    let store = sandbox::store::Store::new(state_root(namespace));
+    let store = ::sandbox::store::Store::new(state_root(namespace));
     let dir = match store.find(sandbox) {
         Ok(dir) => dir,
-        Err(sandbox::Error::NotFound { .. }) => return Ok(0),
+        Err(::sandbox::Error::NotFound { .. }) => return Ok(0),
         Err(error) => return Err(error.into()),
     };
     let pid = dir.load().ok().and_then(|state| state.daemon).map_or(0, |shim| shim.pid);
     dir.purge()?;
     Ok(pid)
-}
-
-/// What boots sandboxes in this process.
-pub(crate) fn booter() -> Rc<dyn Booter> {
-    todo!()
 }

@@ -193,7 +193,7 @@ impl Sender {
                 _ => {
                     let path = socket.strip_prefix("unix://").unwrap_or(socket);
                     let connected = timeout(FORWARD_DEADLINE, Socket::connect_unix(path)).await;
-                    let connected = connected.map_err(|_| std::io::ErrorKind::TimedOut.into()).flatten();
+                    let connected = connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
                     let connection = connected.map_err(|e| Error::io(format!("connect to containerd at {path}"), e))?;
                     self.client.insert(EventsClient::new(Client::new(connection)))
                 }
@@ -256,4 +256,4 @@ fn collect(events: &mut mpsc::UnboundedReceiver<Envelope>, waiting: &mut VecDequ
 
 #[cfg(test)]
 #[path = "events_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -62,6 +62,14 @@ pub struct Brief {
     pub annotations: HashMap<String, String>,
     #[serde(default)]
     linux: BriefLinux,
+    #[serde(default)]
+    process: BriefProcess,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct BriefProcess {
+    #[serde(default)]
+    terminal: bool,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -112,6 +120,11 @@ impl Brief {
             Some(BriefNamespace { path: Some(path), .. }) if !path.as_os_str().is_empty() => Network::At(path.clone()),
             Some(_) => Network::New,
         }
+    }
+
+    /// Whether its first process has a terminal.
+    pub fn has_terminal(&self) -> bool {
+        self.process.terminal
     }
 
     /// What the container is to its pod.

@@ -22,7 +22,7 @@
 //! | [`events`] | events, once and in order |
 //! | [`stdio`] | FIFOs, files and loggers |
 //! | [`translate`] | times, figures, OCI parts of messages |
-//! | [`backend`] | what is needed of a sandbox |
+//! | [`backend`], [`host`] | what is needed of a sandbox; the sandbox library as that |
 //!
 //! What containerd's own shim does is the measure: names of states, codes of errors, the order of events, what happens to stdio.
 
@@ -32,6 +32,7 @@ mod error;
 mod events;
 mod flags;
 mod group;
+mod host;
 mod log;
 mod options;
 mod serve;
@@ -45,6 +46,7 @@ use std::{
     io::{Read, Write},
     path::PathBuf,
     process::ExitCode,
+    rc::Rc,
 };
 
 pub use error::Error;
@@ -99,7 +101,7 @@ fn run() -> Result<()> {
     match flags.action.as_str() {
         "start" => print(bootstrap::start(&flags, &bundle)?.as_bytes()),
         "delete" => print(&bootstrap::delete(&flags, &bundle)?),
-        "" => serve::serve(&flags, &bundle, backend::booter()),
+        "" => serve::serve(&flags, &bundle, Rc::new(host::Host)),
         other => Err(Error::Flags(format!("unknown action {other:?}; start, delete or none is expected"))),
     }
 }

@@ -1,7 +1,7 @@
 //! Options of the runtime, as containerd passes them with `-info`, `start` and Create.
 //!
 //! `runtimeoptions.v1.Options` is the form for runtimes that containerd does not know; `ConfigPath` names a configuration file and `ConfigBody`
-//! is one. ctr, nerdctl and Docker send the options of runc unless told otherwise: those are tolerated as long as they ask for nothing.
+//! is what containerd's own configuration says beside it. ctr, nerdctl and Docker send the options of runc unless told otherwise: those are tolerated as long as they ask for nothing.
 
 use std::path::PathBuf;
 
@@ -17,8 +17,6 @@ use crate::{Error, Result};
 pub struct Options {
     /// A configuration file to use instead of the node's.
     pub config_path: Option<PathBuf>,
-    /// A configuration, if there is no file.
-    pub config_body: Option<String>,
     /// The caller manages cgroups by systemd, so a container's `cgroupsPath` is in its form.
     pub systemd_cgroup: bool,
 }
@@ -33,6 +31,24 @@ impl Options {
             return Ok(Self::default());
         }
         Self::from_any(&Any::parse_from_bytes(bytes).map_err(|e| unreadable("google.protobuf.Any", &e))?)
+    }
+
+    /// What containerd's CRI finds in the table `options` of a runtime without ConfigPath, as TOML.
+    fn of_containerd(&mut self, table: &str) -> Result<()> {
+        for line in table.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let (key, value) = line.split_once('=').map_or((line, ""), |(key, value)| (key.trim(), value.trim()));
+            match (key, value) {
+                ("SystemdCgroup", "true" | "false") => self.systemd_cgroup = value == "true",
+                ("ConfigPath" | "TypeUrl", "\"\"" | "''") => {}
+                _ => {
+                    return Err(Error::Invalid(format!(
+                        "runtime option {key:?} in containerd's configuration is not known; put the runtime's own \
+                         configuration into a file and name it by ConfigPath"
+                    )));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// From an `Any`.
@@ -72,13 +88,12 @@ fn own(bytes: &[u8]) -> Result<Options> {
                 options.config_path = (!path.is_empty()).then(|| path.into());
             }
             (3, Some(WireType::LengthDelimited)) => {
-                let body = String::from_utf8(input.read_bytes().map_err(failed)?)
-                    .map_err(|_| Error::Invalid("runtime option ConfigBody is not text; TOML is expected".into()))?;
-                options.config_body = (!body.is_empty()).then_some(body);
+                let body = input.read_bytes().map_err(failed)?;
+                options.of_containerd(&String::from_utf8_lossy(&body))?;
             }
             (field, _) => {
                 return Err(Error::Invalid(format!(
-                    "runtime option number {field} of {name} is not known; TypeUrl, ConfigPath and ConfigBody are"
+                    "runtime option number {field} of {name} is not known; TypeUrl and ConfigPath are"
                 )));
             }
         }
@@ -135,6 +150,19 @@ mod tests {
         let encoded = any("runtimeoptions.v1.Options", &value).write_to_bytes().unwrap();
         assert_eq!(Options::from_bytes(&encoded).unwrap().config_path, Some("/etc/k".into()));
         assert_eq!(Options::from_bytes(&[]).unwrap(), Options::default());
+    }
+
+    #[test]
+    fn what_containerd_s_table_says_is_read_or_refused() {
+        let own = |body: &str| {
+            let mut value = vec![0x1a, body.len() as u8];
+            value.extend(body.as_bytes());
+            Options::from_any(&any("runtimeoptions.v1.Options", &value))
+        };
+        assert!(own("SystemdCgroup = true\n").unwrap().systemd_cgroup);
+        assert_eq!(own("ConfigPath = ''\n").unwrap(), Options::default());
+        let refused = own("Debug = true\n").unwrap_err();
+        assert!(refused.to_string().contains("\"Debug\""), "{refused}");
     }
 
     #[test]

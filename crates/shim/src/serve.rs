@@ -16,7 +16,8 @@ use crate::{
     backend::Booter,
     bootstrap::socket::Address,
     events::{Destination, Publisher},
-    log,
+    group::Brief,
+    host, log,
     service::{Desk, Job, Pod, Settings, sandbox_service, task_services},
     sys, translate,
 };
@@ -33,7 +34,12 @@ const LAST_ANSWERS: Duration = Duration::from_millis(10);
 /// # Errors
 /// What kept it from serving.
 pub(crate) fn serve(flags: &Flags, bundle: &Path, booter: Rc<dyn Booter>) -> Result<()> {
+    // First, while there is one thread: a namespace is a thread's, and later ones inherit it.
+    let entered = Brief::read(bundle).and_then(|brief| host::enter_namespaces(&brief.unwrap_or_default().network()));
     log::open(bundle, flags.debug)?;
+    entered?;
+    // The bundle is containerd's to remove.
+    rustix::process::chdir("/").map_err(|e| Error::io("change to /", e))?;
     // containerd's own shim is a child subreaper because its containers would become its children. Ours has none but those it waits for.
     let _is_leader_already = rustix::process::setsid();
     let listener = listen(flags)?;
@@ -42,7 +48,6 @@ pub(crate) fn serve(flags: &Flags, bundle: &Path, booter: Rc<dyn Booter>) -> Res
     let settings = Settings {
         namespace: flags.namespace.clone(),
         sandbox: flags.id.clone(),
-        bundle: bundle.into(),
         unified: translate::host_is_unified(),
     };
     let destination = Destination {

@@ -52,7 +52,7 @@ pub(crate) fn any(name: &str, message: &impl Message) -> Result<Any> {
 pub(crate) fn host_is_unified() -> bool {
     /// `CGROUP2_SUPER_MAGIC` (statfs(2)).
     const CGROUP2: i64 = 0x6367_7270;
-    rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|found| found.f_type as i64 == CGROUP2)
+    rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|found| found.f_type == CGROUP2)
 }
 
 /// Figures in the form that containerd expects on this host.

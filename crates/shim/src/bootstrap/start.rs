@@ -11,7 +11,7 @@ use std::{
 use super::socket::{Address, Claim};
 use crate::{
     Error, Flags, Result,
-    group::{Brief, Role},
+    group::{Brief, Network, Role},
     options::Options,
     sys,
 };
@@ -27,8 +27,15 @@ const MOST_OPTIONS: u64 = 1 << 20;
 /// What cannot work is refused before anything is started.
 pub(crate) fn start(flags: &Flags, bundle: &Path) -> Result<String> {
     sandbox::store::Store::check_id(&flags.id)?;
-    let role = Brief::read(bundle)?.unwrap_or_default().role();
+    let brief = Brief::read(bundle)?.unwrap_or_default();
+    let role = brief.role();
     refuse_unknown_options()?;
+    if let Network::At(path) = brief.network()
+        && !path.exists()
+    {
+        let problem = format!("linux.namespaces: the network namespace {} is not there", path.display());
+        return Err(Error::Bundle { file: bundle.join("config.json"), problem });
+    }
     let address = Address::of(&flags.address, &flags.namespace, role.sandbox(&flags.id));
     if let Role::Member(sandbox) = &role {
         // Only the sandbox container, or the sandbox API, starts a pod's machine.

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    backend::{Boot, NewContainer, RootMount, Sandbox},
+    backend::{Boot, NewContainer, RootfsMount, Sandbox},
     group::{Brief, Role},
     options::Options,
     state::{Exit, State},
@@ -76,6 +76,11 @@ impl Pod {
                 )));
             }
         };
+        if brief.has_terminal() != request.terminal {
+            return Err(Error::Invalid(format!(
+                "container {id:?}: the request and process.terminal of the configuration differ about a terminal"
+            )));
+        }
         let names = Names {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -132,29 +137,22 @@ impl Pod {
                 Some(io)
             }
         };
-        let machine = if kind == Kind::Member {
-            self.machine()?
-        } else {
-            let machine = self.boot(bundle, role.clone(), options.clone(), None).await?;
-            booted.set(true);
-            machine
-        };
-        let Some(io) = io else { return machine.create_pause(&request.id) };
-        let rootfs = request.rootfs.iter().map(|mount| RootMount {
-            kind: mount.type_.clone(),
+        let mounts = request.rootfs.iter().map(|mount| RootfsMount {
+            fs_type: mount.type_.clone(),
             source: mount.source.clone(),
             target: mount.target.clone(),
             options: mount.options.clone(),
         });
-        let container = NewContainer {
-            id: request.id.clone(),
-            bundle: bundle.into(),
-            role,
-            rootfs: rootfs.collect(),
-            terminal: request.terminal,
-            options,
-            io,
+        let rootfs: Vec<RootfsMount> = mounts.collect();
+        let machine = if kind == Kind::Member {
+            self.machine()?
+        } else {
+            let machine = self.boot(bundle, role, rootfs.clone(), options, None).await?;
+            booted.set(true);
+            machine
         };
+        let Some(io) = io else { return machine.create_pause(&request.id) };
+        let container = NewContainer { id: request.id.clone(), bundle: bundle.into(), rootfs, io };
         machine.create(container).await
     }
 
@@ -163,6 +161,7 @@ impl Pod {
         &self,
         bundle: &Path,
         role: Role,
+        rootfs: Vec<RootfsMount>,
         options: Options,
         netns: Option<std::path::PathBuf>,
     ) -> Result<Rc<dyn Sandbox>> {
@@ -177,6 +176,7 @@ impl Pod {
             sandbox: self.settings.sandbox.clone(),
             bundle: bundle.into(),
             role,
+            rootfs,
             options,
             netns,
             out_of_memory: self.out_of_memory.clone(),

@@ -3,7 +3,6 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    path::PathBuf,
     rc::Rc,
 };
 
@@ -37,8 +36,6 @@ pub(crate) struct Settings {
     pub(crate) namespace: String,
     /// The sandbox's name, which is its first container's.
     pub(crate) sandbox: String,
-    /// The bundle that the shim was started in.
-    pub(crate) bundle: PathBuf,
     /// Whether containerd on this host expects figures of cgroup v2.
     pub(crate) unified: bool,
 }

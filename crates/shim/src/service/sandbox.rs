@@ -105,7 +105,7 @@ impl Pod {
             self.made(id, |made| (made.container.clone(), made.options.clone(), made.netns.clone(), made.created))?;
         let _turn = container.init.turn.lock().await;
         container.init.state.get().may_start()?;
-        let machine = self.boot(&container.bundle, Role::Sandbox, options, netns).await?;
+        let machine = self.boot(&container.bundle, Role::Sandbox, Vec::new(), options, netns).await?;
         let entered = machine.create_pause(id).and_then(|()| self.follow(container.clone(), container.init.clone()));
         if let Err(error) = entered {
             self.stop_machine().await?;

@@ -63,7 +63,12 @@ pass! {
     update(request: UpdateTaskRequest) -> Empty { |pod| pod.update(&request).await.map(empty) }
     stats(request: StatsRequest) -> StatsResponse { |pod| pod.stats(&request).await }
     connect(request: ConnectRequest) -> ConnectResponse { |pod| Ok(pod.connect(&request)) }
-    shutdown(_request: ShutdownRequest) -> Empty { |pod| Ok(empty(pod.shutdown())) }
+    shutdown(_request: ShutdownRequest) -> Empty {
+        |pod| {
+            pod.shutdown();
+            Ok(Empty::new())
+        }
+    }
     checkpoint(request: CheckpointTaskRequest) -> Empty {
         |pod| {
             pod.container(&request.id)?;

@@ -29,14 +29,16 @@ use std::{
 };
 
 use rustix::fs::OFlags;
-use sandbox_io::{Io, Sink, Source};
 use tokio::net::unix::pipe;
 
 use self::{
     logger::Logger,
     output::{Appended, Output, Progress},
 };
-use crate::{Error, Result, backend as sandbox_io};
+use crate::{
+    Error, Result,
+    backend::{Io, Sink, Source},
+};
 
 /// The names of a process's streams; empty is none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

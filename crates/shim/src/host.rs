@@ -1,0 +1,320 @@
+//! The sandbox library, hosted by this process.
+
+use std::{cell::RefCell, collections::HashMap, fs, path::Path, rc::Rc, time::SystemTime};
+
+use ::sandbox::{
+    Observer, Prepared,
+    bundle::{self, Bundle},
+    cgroup::HostCgroup,
+    journal::Journal,
+    launch,
+    plan::Plan,
+    pod::{self, Birth, Demand, Limits},
+    rootfs::{self, RootfsMount},
+    store::{ContainerState, ProcessRef, StateDir, Status, Store},
+};
+use agent_api::{Pod, WindowSize, statistics::Statistics};
+use config::Config;
+use network::Namespace;
+use oci_spec::runtime::{LinuxResources, Process, Spec};
+use tokio::sync::mpsc;
+
+use crate::{
+    Error, Result,
+    backend::{Boot, Booter, Ending, Io, Local, NewContainer, Outcome, Sandbox, state_root},
+    group::{Network, Role},
+    log,
+};
+
+/// Gives this process a mount namespace of its own, so that what a sandbox mounts is seen by nobody else and goes with it, and the pod's
+/// network namespace: that is where its interfaces are mirrored from, and where Docker, which only knows the task's process id, puts them.
+///
+/// # Errors
+/// Without the privilege to do that, or when the network namespace is gone.
+pub(crate) fn enter_namespaces(network: &Network) -> Result<()> {
+    devices::share::enter_private_namespace().map_err(|error| Error::Sandbox(error.into()))?;
+    match network {
+        // Create refuses the host's network, with the field; the sandbox API names the namespace later.
+        Network::Host => Ok(()),
+        Network::New => Namespace::create().and_then(|made| made.enter()).map_err(of_network),
+        Network::At(path) => enter_network(path),
+    }
+}
+
+fn enter_network(path: &Path) -> Result<()> {
+    let namespace = Namespace::open(path).map_err(of_network)?;
+    if namespace.is_host().map_err(of_network)? {
+        return Err(Error::Invalid(format!(
+            "the network namespace {} is the host's, which a virtual machine cannot be in; leave hostNetwork out",
+            path.display()
+        )));
+    }
+    namespace.enter().map_err(of_network)
+}
+
+fn of_network(error: network::Error) -> Error {
+    Error::Sandbox(error.into())
+}
+
+/// Boots machines in this process.
+pub(crate) struct Host;
+
+impl Booter for Host {
+    fn boot(&self, boot: Boot) -> Local<'_, Result<Rc<dyn Sandbox>>> {
+        Box::pin(async move { Ok(Rc::new(Hosted::boot(boot).await?) as Rc<dyn Sandbox>) })
+    }
+}
+
+/// A sandbox of the library.
+struct Hosted {
+    sandbox: Rc<pod::Sandbox>,
+    plan: Plan,
+    dir: StateDir,
+    /// Of the container that the machine was booted for: its disks are in it from the start.
+    first: RefCell<Option<Prepared>>,
+    cgroup: RefCell<Option<HostCgroup>>,
+}
+
+impl Hosted {
+    async fn boot(boot: Boot) -> Result<Self> {
+        let begun_ns = monotonic_ns();
+        let store = Store::new(state_root(&boot.namespace));
+        store.check_free(&boot.sandbox)?;
+        let alone = boot.role == Role::Single;
+        let role = if alone { bundle::Role::Alone } else { bundle::Role::Pod };
+        // A sandbox of the sandbox API has no bundle.
+        let has_bundle = boot.bundle.join("config.json").exists();
+        let bundle = if has_bundle { Some(Bundle::load(&boot.bundle, role)?) } else { None };
+        let spec = bundle.as_ref().map(|bundle| bundle.spec.clone()).unwrap_or_default();
+        let mut config = Config::load(boot.options.config_path.as_deref()).map_err(::sandbox::Error::from)?;
+        let annotations = spec.annotations().clone().unwrap_or_default();
+        let ignored = config.annotate(&annotations).map_err(::sandbox::Error::from)?;
+        ignored.iter().for_each(|ignored| log::warn(ignored));
+        let plan = Plan::new(&config, &mut |warning| log::warn(warning))?;
+        let limits = if alone { Limits::of(&spec) } else { limits_of_pod(&annotations) };
+        limits.check()?;
+        let demand = Demand::growing(limits, &plan);
+        if let Some(netns) = &boot.netns {
+            enter_network(netns)?;
+        }
+        let dir = store.reserve(&boot.sandbox)?;
+        let mut cgroup = None;
+        let booted = async {
+            let mut state = match &bundle {
+                Some(bundle) => launch::initial_state(&boot.sandbox, bundle),
+                None => state_without_bundle(&boot),
+            };
+            state.daemon = ProcessRef::of(std::process::id());
+            state.creator = None;
+            let journal = Journal::new(dir.clone(), state);
+            journal.update(|_| ())?;
+            let mut first = match &bundle {
+                Some(bundle) if alone => Some(prepare(&boot.sandbox, bundle, &boot.rootfs, &dir, &plan)?),
+                _ => None,
+            };
+            let disks = first.as_mut().map(Prepared::take_disks).unwrap_or_default();
+            cgroup = enter_cgroup(&spec, &journal);
+            let observer = Rc::new(Watcher { journal: journal.clone(), out_of_memory: boot.out_of_memory });
+            let pod = (!alone).then(|| shared_by(&spec));
+            let journal_of = journal.clone();
+            let birth = Birth {
+                plan: plan.clone(),
+                demand,
+                journal: journal_of,
+                observer,
+                pod,
+                network: true,
+                disks,
+                begun_ns,
+            };
+            let sandbox = pod::Sandbox::boot(birth).await?;
+            sandbox.listen();
+            journal.update(|state| state.status = Status::Running)?;
+            Ok::<_, Error>((sandbox, first))
+        };
+        match booted.await {
+            Ok((sandbox, first)) => Ok(Self { sandbox, plan, dir, first: first.into(), cgroup: cgroup.into() }),
+            Err(error) => {
+                remove(&dir, cgroup).unwrap_or_else(|error| log::warn(&error.chain()));
+                Err(error)
+            }
+        }
+    }
+
+    async fn create_container(&self, container: NewContainer) -> Result<()> {
+        let NewContainer { id, bundle, rootfs, io, .. } = container;
+        let first = self.first.take();
+        let prepared = match first {
+            Some(first) => first,
+            None => prepare(&id, &Bundle::load(&bundle, bundle::Role::Member)?, &rootfs, &self.dir, &self.plan)?,
+        };
+        self.sandbox.create(&id, prepared, io, false).await?;
+        Ok(())
+    }
+}
+
+/// Opens all that a container needs of the host.
+fn prepare(id: &str, bundle: &Bundle, mounts: &[RootfsMount], dir: &StateDir, plan: &Plan) -> Result<Prepared> {
+    let staging = dir.file("rootfs");
+    match fs::create_dir(&staging) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(Error::io(format!("create {}", staging.display()), error));
+        }
+        _ => {}
+    }
+    let root = rootfs::open(mounts, &bundle.rootfs, &staging);
+    let _not_empty = fs::remove_dir(&staging);
+    Ok(Prepared::new(id, bundle, root?, plan.arch()?)?)
+}
+
+/// What all containers of a pod may use, as the CRI tells before any of them is there.
+fn limits_of_pod(annotations: &HashMap<String, String>) -> Limits {
+    let number = |name: &str| {
+        let value = annotations.get(&format!("io.kubernetes.cri.sandbox-{name}"));
+        value.and_then(|value| value.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let milli_cpus = (number("cpu-quota") * 1000).checked_div(number("cpu-period")).unwrap_or(0);
+    Limits { milli_cpus, memory: number("memory") }
+}
+
+/// Moves this process, and so the machine, to where the pod is accounted for. Where that cannot be the pod runs nevertheless.
+fn enter_cgroup(spec: &Spec, journal: &Journal) -> Option<HostCgroup> {
+    let path = spec.linux().as_ref()?.cgroups_path().clone()?;
+    // In systemd's form, SLICE:PREFIX:NAME, it is not a path; systemd would have to be asked.
+    if path.to_string_lossy().contains(':') {
+        log::debug(&format!("cgroup {} is systemd's to make", path.display()));
+        return None;
+    }
+    let entered = HostCgroup::enter(&path, &mut |made| journal.update(|state| state.cgroups.insert(0, made.into())));
+    entered.inspect_err(|error| log::warn(&format!("enter the cgroup {}: {}", path.display(), error.chain()))).ok()
+}
+
+/// What the containers of a pod share, as its sandbox container's configuration has it.
+fn shared_by(spec: &Spec) -> Pod {
+    let sysctl = spec.linux().as_ref().and_then(|linux| linux.sysctl().clone()).unwrap_or_default();
+    Pod {
+        hostname: spec.hostname().clone().unwrap_or_default(),
+        domainname: spec.domainname().clone().unwrap_or_default(),
+        sysctl: sysctl.into_iter().collect(),
+        shm_size: 0,
+    }
+}
+
+fn state_without_bundle(boot: &Boot) -> ContainerState {
+    ContainerState {
+        oci_version: "1.0.2".into(),
+        id: boot.sandbox.clone(),
+        status: Status::Creating,
+        pid: 0,
+        bundle: boot.bundle.clone(),
+        rootfs: boot.bundle.join("rootfs"),
+        created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
+        annotations: Default::default(),
+        exit: None,
+        failure: None,
+        creator: None,
+        daemon: None,
+        vmm: None,
+        virtiofs: None,
+        guest_kernel: None,
+        network_namespace: None,
+        cgroups: Vec::new(),
+    }
+}
+
+/// Removes a state directory whose sandbox this process has ended.
+fn remove(dir: &StateDir, cgroup: Option<HostCgroup>) -> Result<()> {
+    if let Some(mut cgroup) = cgroup {
+        cgroup.leave();
+    }
+    // It is mounted in this process's namespace, by nobody else's leave; the library leaves it to the end of the process.
+    let _not_mounted = rustix::mount::unmount(dir.file("shared"), rustix::mount::UnmountFlags::DETACH);
+    // Purging kills whoever hosts the sandbox, which is this process.
+    if let Ok(mut state) = dir.load() {
+        state.daemon = None;
+        dir.save(&state)?;
+    }
+    Ok(dir.purge()?)
+}
+
+/// `CLOCK_MONOTONIC`, nanoseconds.
+fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
+}
+
+/// Writes down and passes on what happens.
+struct Watcher {
+    journal: Rc<Journal>,
+    out_of_memory: mpsc::UnboundedSender<String>,
+}
+
+impl Observer for Watcher {
+    fn process_ended(&self, _: &str, _: Option<&str>, _: &Outcome) {}
+
+    fn died(&self, reason: &str) {
+        log::error(&format!("the virtual machine has died: {reason}"));
+        self.journal.died(reason);
+    }
+
+    fn out_of_memory(&self, container: &str) {
+        let _shutting_down = self.out_of_memory.send(container.into());
+    }
+}
+
+impl Sandbox for Hosted {
+    fn create(&self, container: NewContainer) -> Local<'_, Result<()>> {
+        Box::pin(self.create_container(container))
+    }
+
+    fn create_pause(&self, id: &str) -> Result<()> {
+        Ok(self.sandbox.create_pause(id)?)
+    }
+
+    fn start<'a>(&'a self, id: &'a str) -> Local<'a, Result<()>> {
+        Box::pin(async { Ok(self.sandbox.start(id).await?) })
+    }
+
+    fn exec<'a>(&'a self, id: &'a str, exec: &'a str, process: Process, io: Io) -> Local<'a, Result<()>> {
+        Box::pin(async { Ok(self.sandbox.exec(id, exec, process, io).await.map(drop)?) })
+    }
+
+    fn signal<'a>(&'a self, id: &'a str, exec: Option<&'a str>, signal: i32, all: bool) -> Local<'a, Result<()>> {
+        Box::pin(async move { Ok(self.sandbox.signal(id, exec, signal, all).await?) })
+    }
+
+    fn resize<'a>(&'a self, id: &'a str, exec: Option<&'a str>, size: WindowSize) -> Local<'a, Result<()>> {
+        Box::pin(async move { Ok(self.sandbox.resize(id, exec, size).await?) })
+    }
+
+    fn pause<'a>(&'a self, id: &'a str) -> Local<'a, Result<()>> {
+        Box::pin(async { Ok(self.sandbox.pause(id).await?) })
+    }
+
+    fn resume<'a>(&'a self, id: &'a str) -> Local<'a, Result<()>> {
+        Box::pin(async { Ok(self.sandbox.resume(id).await?) })
+    }
+
+    fn update<'a>(&'a self, id: &'a str, resources: LinuxResources) -> Local<'a, Result<()>> {
+        Box::pin(async { Ok(self.sandbox.update(id, resources).await?) })
+    }
+
+    fn statistics<'a>(&'a self, id: &'a str) -> Local<'a, Result<Statistics>> {
+        Box::pin(async { Ok(self.sandbox.statistics(id).await?) })
+    }
+
+    fn ending(&self, id: &str, exec: Option<&str>) -> Result<Ending> {
+        Ok(self.sandbox.ending(id, exec)?)
+    }
+
+    fn remove<'a>(&'a self, id: &'a str) -> Local<'a, Result<()>> {
+        Box::pin(async { Ok(self.sandbox.remove(id).await?) })
+    }
+
+    fn stop(&self) -> Local<'_, Result<()>> {
+        Box::pin(async {
+            self.sandbox.stop().await;
+            remove(&self.dir, self.cgroup.take())
+        })
+    }
+}
