@@ -128,6 +128,34 @@ pub enum RequestOf<S, P, R> {
     Metrics,
 }
 
+impl<S, P, R> RequestOf<S, P, R> {
+    /// What the call is called in logs and metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Hello(_) => "hello",
+            Self::Attach { .. } => "attach",
+            Self::CreateContainer(_) => "create_container",
+            Self::StartContainer { .. } => "start_container",
+            Self::Exec(_) => "exec",
+            Self::Signal { .. } => "signal",
+            Self::ResizeTty { .. } => "resize_tty",
+            Self::Pause { .. } => "pause",
+            Self::Resume { .. } => "resume",
+            Self::Processes { .. } => "processes",
+            Self::DeleteContainer { .. } => "delete_container",
+            Self::ConfigurePod(_) => "configure_pod",
+            Self::ConfigureNetwork(_) => "configure_network",
+            Self::UpdateContainer { .. } => "update_container",
+            Self::Statistics { .. } => "statistics",
+            Self::Online { .. } => "online",
+            Self::UpdateFiles { .. } => "update_files",
+            Self::Events => "events",
+            Self::Dial { .. } => "dial",
+            Self::Metrics => "metrics",
+        }
+    }
+}
+
 /// What the containers of a pod share.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {

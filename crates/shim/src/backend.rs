@@ -1,6 +1,7 @@
 //! What the services need of a sandbox.
 
 use std::{
+    cell::RefCell,
     future::Future,
     path::{Path, PathBuf},
     pin::Pin,
@@ -16,7 +17,7 @@ use agent_api::{WindowSize, statistics::Statistics};
 use oci_spec::runtime::{LinuxResources, Process};
 use tokio::sync::mpsc;
 
-use crate::{Result, group::Role, options::Options};
+use crate::{Result, group::Role, monitor::Durations, options::Options};
 
 /// A future of the one thread that sandboxes belong to.
 pub(crate) type Local<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
@@ -39,6 +40,8 @@ pub(crate) struct Boot {
     pub(crate) netns: Option<PathBuf>,
     /// Takes the names of containers that ran out of memory.
     pub(crate) out_of_memory: mpsc::UnboundedSender<String>,
+    /// Takes how long the agent's answers take.
+    pub(crate) agent_calls: Rc<RefCell<Durations>>,
 }
 
 /// A container that is to be created.
@@ -81,6 +84,10 @@ pub(crate) trait Sandbox {
     fn update<'a>(&'a self, id: &'a str, resources: LinuxResources) -> Local<'a, Result<()>>;
     /// What it uses.
     fn statistics<'a>(&'a self, id: &'a str) -> Local<'a, Result<Statistics>>;
+    /// Figures of the guest and its agent, in the text format of Prometheus.
+    fn guest_metrics(&self) -> Local<'_, Result<String>>;
+    /// Processes on the host that belong to the machine, by what they are: `hypervisor`, `virtiofsd`.
+    fn host_processes(&self) -> Vec<(&'static str, u32)>;
     /// The end of a process.
     fn ending(&self, id: &str, exec: Option<&str>) -> Result<Ending>;
     /// Removes what is left of a container.

@@ -114,7 +114,11 @@ impl Hosted {
             };
             let disks = first.as_mut().map(Prepared::take_disks).unwrap_or_default();
             cgroup = enter_cgroup(&spec, &journal);
-            let observer = Rc::new(Watcher { journal: journal.clone(), out_of_memory: boot.out_of_memory });
+            let observer = Rc::new(Watcher {
+                journal: journal.clone(),
+                out_of_memory: boot.out_of_memory,
+                agent_calls: boot.agent_calls,
+            });
             let pod = (!alone).then(|| shared_by(&spec));
             let journal_of = journal.clone();
             let birth = Birth {
@@ -129,6 +133,10 @@ impl Hosted {
             };
             let sandbox = pod::Sandbox::boot(birth).await?;
             sandbox.listen();
+            if !alone && let Err(error) = sandbox.forward_ports() {
+                // A pod of which no port can be forwarded is still a pod.
+                log::warn(&format!("ports cannot be forwarded: {}", error.chain()));
+            }
             journal.update(|state| state.status = Status::Running)?;
             Ok::<_, Error>((sandbox, first))
         };
@@ -247,6 +255,7 @@ fn monotonic_ns() -> u64 {
 struct Watcher {
     journal: Rc<Journal>,
     out_of_memory: mpsc::UnboundedSender<String>,
+    agent_calls: Rc<RefCell<Durations>>,
 }
 
 impl Observer for Watcher {
@@ -259,6 +268,10 @@ impl Observer for Watcher {
 
     fn out_of_memory(&self, container: &str) {
         let _shutting_down = self.out_of_memory.send(container.into());
+    }
+
+    fn answered(&self, call: &'static str, took: Duration) {
+        self.agent_calls.borrow_mut().note(call, took);
     }
 }
 
@@ -301,6 +314,16 @@ impl Sandbox for Hosted {
 
     fn statistics<'a>(&'a self, id: &'a str) -> Local<'a, Result<Statistics>> {
         Box::pin(async { Ok(self.sandbox.statistics(id).await?) })
+    }
+
+    fn guest_metrics(&self) -> Local<'_, Result<String>> {
+        Box::pin(async { Ok(self.sandbox.guest_metrics().await?) })
+    }
+
+    fn host_processes(&self) -> Vec<(&'static str, u32)> {
+        let state = self.sandbox.journal().state();
+        let processes = [("hypervisor", state.vmm), ("virtiofsd", state.virtiofs)];
+        processes.into_iter().filter_map(|(name, process)| Some((name, process?.pid))).collect()
     }
 
     fn ending(&self, id: &str, exec: Option<&str>) -> Result<Ending> {

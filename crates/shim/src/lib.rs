@@ -34,6 +34,7 @@ mod flags;
 mod group;
 mod host;
 mod log;
+mod monitor;
 mod options;
 mod serve;
 mod service;

@@ -18,6 +18,7 @@ use crate::{
     events::{Destination, Publisher},
     group::Brief,
     host, log,
+    monitor::Monitor,
     service::{Desk, Job, Pod, Settings, sandbox_service, task_services},
     sys, translate,
 };
@@ -93,6 +94,7 @@ async fn run(
 ) -> Result<()> {
     let (desk, jobs) = Desk::new();
     let (out_of_memory, victims) = mpsc::unbounded_channel();
+    let sandbox = settings.sandbox.clone();
     let pod = Pod::new(settings, booter, publisher, out_of_memory);
     let listener = sys::ttrpc_listener(listener).map_err(|e| Error::io("use the socket of `start`", e))?;
     let mut server = Server::new()
@@ -100,7 +102,9 @@ async fn run(
         .register_service(task_services(&desk))
         .register_service(sandbox_service(&desk));
     server.start().await.map_err(|e| Error::rpc("serve containerd", e))?;
+    let monitor = Monitor::open(&pod, &sandbox).map_err(|error| log::warn(&error.chain())).ok();
     let served = work(&pod, jobs, victims).await;
+    drop(monitor);
     // Whoever looks for this pod's shim from now on shall start a new one.
     address.remove();
     sleep(LAST_ANSWERS).await;

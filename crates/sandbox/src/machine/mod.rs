@@ -44,6 +44,10 @@ pub trait Observer {
     fn died(&self, reason: &str);
     /// The guest's kernel has killed a process of a container for want of memory.
     fn out_of_memory(&self, container: &str);
+    /// The agent has answered a call.
+    fn answered(&self, call: &'static str, took: Duration) {
+        let _ = (call, took);
+    }
 }
 
 /// A process, by its container and, unless it is the first one, its name.
@@ -139,10 +143,14 @@ impl Machine {
             let reply: Reply = frame::read(&mut stream, frame::MAX_REPLY).await?;
             Ok((reply, stream))
         };
+        let asked = std::time::Instant::now();
         let answered = tokio::select! {
             answered = tokio::time::timeout(deadline, talk) => answered,
             reason = self.died() => return Err(self.dead(step, &reason)),
         };
+        if matches!(answered, Ok(Ok(_))) {
+            self.observer.answered(request.name(), asked.elapsed());
+        }
         match answered {
             Ok(Ok((Reply::Fault(fault), _))) => Err(Error::Sandbox { kind: Some(fault.kind), message: fault.message }),
             Ok(Ok(answer)) => Ok(answer),

@@ -17,6 +17,7 @@
 //! A pod's sandbox container (the "pause" container) exists on the host only: there is no process in the guest whose sole work is to keep
 //! namespaces alive, because the agent keeps them. It ends when it is signalled.
 
+mod forward;
 mod members;
 mod network;
 mod size;

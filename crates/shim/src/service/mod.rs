@@ -54,7 +54,9 @@ impl Desk {
         let (reply, answer) = oneshot::channel();
         let job: Job = Box::new(move |pod| {
             Box::pin(async move {
-                let result = work(pod).await;
+                let begun = std::time::Instant::now();
+                let result = work(pod.clone()).await;
+                pod.calls.borrow_mut().note(name, begun.elapsed());
                 match &result {
                     Ok(_) => log::debug(name),
                     Err(error) => log::info(&format!("{name}: {}", error.chain())),

@@ -24,6 +24,7 @@ use crate::{
     backend::{Booter, Sandbox},
     events::{Event, Publisher},
     log,
+    monitor::Durations,
     state::{Exit, State},
     stdio::Names,
     translate::{any, metrics, oci, timestamp},
@@ -54,6 +55,10 @@ pub(crate) struct Pod {
     publisher: Publisher,
     leaving: watch::Sender<bool>,
     pub(super) booting: Cell<bool>,
+    /// How long containerd's calls took.
+    pub(crate) calls: RefCell<Durations>,
+    /// How long the agent's took.
+    pub(crate) agent_calls: Rc<RefCell<Durations>>,
 }
 
 impl Pod {
@@ -75,6 +80,8 @@ impl Pod {
             publisher,
             leaving: watch::Sender::new(false),
             booting: Cell::new(false),
+            calls: RefCell::default(),
+            agent_calls: Rc::default(),
         })
     }
 
@@ -98,8 +105,23 @@ impl Pod {
         Ok((container, process))
     }
 
+    /// What the containers use in all: memory in bytes, processor time in seconds.
+    pub(crate) async fn used(&self) -> (u64, f64) {
+        let Ok(machine) = self.machine() else { return (0, 0.0) };
+        let names: Vec<String> = self.containers.borrow().keys().cloned().collect();
+        let mut used = (0, 0.0);
+        for name in names {
+            // One that goes meanwhile uses nothing.
+            if let Ok(statistics) = machine.statistics(&name).await {
+                used.0 += statistics.memory.usage;
+                used.1 += statistics.cpu.usage_ns as f64 / 1e9;
+            }
+        }
+        used
+    }
+
     /// The machine; without one nothing runs any more.
-    pub(super) fn machine(&self) -> Result<Rc<dyn Sandbox>> {
+    pub(crate) fn machine(&self) -> Result<Rc<dyn Sandbox>> {
         self.machine.borrow().clone().ok_or_else(|| Error::NotFound("process already finished".into()))
     }
 
