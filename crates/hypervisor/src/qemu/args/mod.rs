@@ -167,7 +167,10 @@ impl Arguments {
             Some(more) => self.pair("-m", format_args!("{}M,maxmem={}M", vm.memory_mib, vm.memory_mib + more)),
         };
         match vm.max_vcpus {
-            most if most > vm.vcpus => self.pair("-smp", format_args!("{},maxcpus={most}", vm.vcpus)),
+            // Linux takes no more processors into a package that has one, unless it knows the hypervisor, and it does not know TCG.
+            most if most > vm.vcpus => {
+                self.pair("-smp", format_args!("{},maxcpus={most},sockets={most},cores=1,threads=1", vm.vcpus))
+            }
             _ => self.pair("-smp", vm.vcpus),
         };
         if qemu.accelerator != Accelerator::Tcg {
