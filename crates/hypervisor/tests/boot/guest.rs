@@ -89,7 +89,7 @@ fn serve() {
                 nic.join("device").exists().then(|| [read("address"), read("mtu"), (queues / 2).to_string()].join("/"))
             }),
             ["memory"] => fs::read_to_string("/proc/meminfo").unwrap().split_whitespace().nth(1).unwrap().to_owned(),
-            ["cpus"] => cpus(),
+            ["cpus", wanted] => cpus(wanted.parse().unwrap()),
             ["read", serial] => disk(serial, |disk| {
                 let mut text = [0; 16];
                 disk.read_exact(&mut text).map(|()| String::from_utf8_lossy(&text).replace('\0', "."))
@@ -123,10 +123,10 @@ fn disk(serial: &str, work: impl Fn(&mut File) -> std::io::Result<String>) -> St
     "no such disk".into()
 }
 
-/// Takes every processor into service, and tells how many run, and how long each took for twenty naps of 5 ms while it also computed.
-fn cpus() -> String {
+/// Takes so many processors into service, and tells how many are, and how long each took for twenty naps of 5 ms while it also computed.
+fn cpus(wanted: usize) -> String {
     let mut naps = Vec::new();
-    for number in 0.. {
+    for number in 0..wanted {
         let cpu = PathBuf::from(format!("/sys/devices/system/cpu/cpu{number}"));
         if !cpu.exists() {
             break;
@@ -151,7 +151,8 @@ fn cpus() -> String {
         });
         naps.push(timed.join().unwrap());
     }
-    format!("{} {}", naps.len(), naps.join(" "))
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
+    format!("{} {}", online.trim(), naps.join(" "))
 }
 
 /// Brings an interface up: Linux then sends packets by itself.

@@ -45,7 +45,7 @@ fn q35() -> &'static Model {
 }
 
 fn arguments(qemu: &QemuConfig, model: &'static Model, vm: &VmConfig, fds: &Descriptors) -> Vec<String> {
-    super::arguments(qemu, &Inventory::new(model, vm).unwrap(), vm, None, fds).unwrap()
+    super::arguments(qemu, &Inventory::new(model, qemu.accelerator, vm).unwrap(), vm, None, fds).unwrap()
 }
 
 /// The value of the one argument `name`, or of the one whose value starts with `prefix`.
