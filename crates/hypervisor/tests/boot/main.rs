@@ -236,7 +236,7 @@ async fn nothing_is_left_open() {
 #[tokio::test(flavor = "current_thread")]
 async fn several_processors() {
     let Some(lab) = Lab::enter().await else { return };
-    let mut vm = qemu().start(VmConfig { vcpus: 2, ..lab.config("echo") }).await.unwrap();
+    let mut vm = qemu().start(VmConfig { vcpus: 2, max_vcpus: 2, ..lab.config("echo") }).await.unwrap();
     let mut channel = vm.take_channel().unwrap();
     assert!(read_exactly(&mut channel, 6, BOOT).await.is_some(), "console: {:?}", vm.console_tail());
 }

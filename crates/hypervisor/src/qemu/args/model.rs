@@ -20,7 +20,7 @@ pub(in super::super) enum MoreVcpus {
     /// QEMU plugs them.
     Plugged,
     /// They are there from the start, and the guest's kernel is told not to use them. Linux accepts a plugged one only if the machine
-    /// says that it is KVM, and some machines have no way to plug one. Each costs 0.7 million instructions of a boot, as a place to plug one does.
+    /// says that it is KVM, and some machines have no way to plug one. Each costs 0.8 million instructions of a boot.
     Waiting,
 }
 
