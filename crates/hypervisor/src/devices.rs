@@ -33,6 +33,7 @@ pub struct Nic {
     /// Name of it, unique among the machine's interfaces: 1 to 20 letters, digits, `.`, `_` and `-`. The guest does not see it.
     pub id: String,
     /// Queues of one tap or macvtap device, with headers of virtio (`IFF_VNET_HDR`): a descriptor for each pair of queues.
+    /// With several, they must be new: QEMU aborts on a queue that a machine left disabled.
     pub taps: Vec<OwnedFd>,
     /// As many descriptors of `/dev/vhost-net`, so that the host's kernel moves the packets; or none, and QEMU does.
     pub vhost: Vec<OwnedFd>,

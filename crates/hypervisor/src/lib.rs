@@ -274,8 +274,9 @@ pub trait Vm: Send + Sync {
     /// As [`Vm::remove_disk`].
     fn remove_nic(&self, id: &str) -> BoxFuture<'_, Result<()>>;
 
-    /// Adds virtual CPUs until there are as many. Takes none away: with as many or more nothing happens. It is the guest that
-    /// takes them into service. Gives how many there are.
+    /// Lets the guest have as many virtual CPUs. Takes none away: with as many or more nothing happens. It is the guest that
+    /// takes them into service, and not more than it is told: some machines have those that may come from the start, idle. Gives how many
+    /// there are.
     ///
     /// # Errors
     /// [`Error::Setting`] for more than [`VmConfig::max_vcpus`], and errors of the control connection.

@@ -6,6 +6,7 @@ CONFIG_MICROVM=y
 
 # Where devices are plugged in: q35's slots, and hot-plug.
 CONFIG_PCIE_PORT=y
+CONFIG_PCI_BRIDGE=y
 CONFIG_VIRTIO_PCI=y
 CONFIG_VIRTIO_MMIO=y
 

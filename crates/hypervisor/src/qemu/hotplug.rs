@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use super::{
+    args::MoreVcpus,
     devices::{Kind, Name, disk_backend, disk_frontend, nic_backend, nic_frontend},
     inventory::{Inventory, MEMORY_STEP_MIB, Plugged},
     qmp::Qmp,
@@ -242,10 +243,6 @@ impl Hotplug {
     pub(super) async fn set_vcpus(&self, wanted: u32) -> Result<u32> {
         let inventory = self.inventory.lock().await;
         let most = inventory.max_vcpus;
-        if wanted > most && !inventory.model.vcpu_hotplug {
-            let remedy = "start it with as many as it shall have, or set machine_type to q35";
-            return Err(Error::Fixed { machine: inventory.model.name, what: "virtual CPUs", remedy });
-        }
         if wanted > most {
             let expected = format!("the machine was started for at most {most} (max_vcpus)");
             return Err(Error::Setting { setting: "vcpus", value: wanted.to_string(), expected });
@@ -253,6 +250,10 @@ impl Hotplug {
         let mut present = self.vcpus();
         if wanted <= present {
             return Ok(present);
+        }
+        if inventory.more_vcpus == MoreVcpus::Waiting {
+            self.vcpus.store(wanted, Ordering::Relaxed);
+            return Ok(wanted);
         }
         let answer = self.qmp.call("query-hotpluggable-cpus", Value::Null).await?;
         for socket in free_sockets(&answer) {

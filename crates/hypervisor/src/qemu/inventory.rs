@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::{
-    args::{Model, Places},
+    args::{Model, MoreVcpus, Places},
     devices::{Name, Place},
 };
-use crate::{Error, Result, VmConfig, devices::check_unique};
+use crate::{Accelerator, Error, Result, VmConfig, devices::check_unique};
 
 /// Granularity of a memory device, MiB: QEMU's block, and a huge page.
 pub(super) const MEMORY_STEP_MIB: u64 = 2;
@@ -31,6 +31,7 @@ pub(super) struct Inventory {
     devices: BTreeMap<Name, Plugged>,
     next_set: u32,
     pub(super) max_vcpus: u32,
+    pub(super) more_vcpus: MoreVcpus,
     pub(super) boot_mib: u64,
     pub(super) max_mib: u64,
 }
@@ -40,7 +41,7 @@ impl Inventory {
     ///
     /// # Errors
     /// [`Error::Setting`] for what the machine cannot have.
-    pub(super) fn new(model: &'static Model, vm: &VmConfig) -> Result<Self> {
+    pub(super) fn new(model: &'static Model, accelerator: Accelerator, vm: &VmConfig) -> Result<Self> {
         let refuse = |setting, value: String, expected: String| Err(Error::Setting { setting, value, expected });
         let only = |what: &str| format!("{} machine {what}; set machine_type to q35, or this", model.name);
         if vm.hotplug_slots > 0 && model.places == Places::None {
@@ -49,10 +50,6 @@ impl Inventory {
                 vm.hotplug_slots.to_string(),
                 only("takes no devices while it runs") + " to 0",
             );
-        }
-        if vm.max_vcpus > vm.vcpus && !model.vcpu_hotplug {
-            let expected = only("takes no virtual CPUs while it runs") + &format!(" to {}", vm.vcpus);
-            return refuse("max_vcpus", vm.max_vcpus.to_string(), expected);
         }
         if vm.max_memory_mib > vm.memory_mib && model.places == Places::None {
             let expected = only("takes no memory while it runs") + &format!(" to {}", vm.memory_mib);
@@ -72,6 +69,7 @@ impl Inventory {
             devices: BTreeMap::new(),
             next_set: 0,
             max_vcpus: vm.max_vcpus,
+            more_vcpus: model.more_vcpus(accelerator),
             boot_mib: vm.memory_mib,
             max_mib: vm.max_memory_mib,
         };
@@ -167,7 +165,7 @@ mod tests {
     }
 
     fn q35(vm: &VmConfig) -> Result<Inventory> {
-        Inventory::new(Model::find(Arch::X86_64, None).unwrap(), vm)
+        Inventory::new(Model::find(Arch::X86_64, None).unwrap(), Accelerator::Tcg, vm)
     }
 
     #[test]
@@ -193,7 +191,11 @@ mod tests {
         let error = inventory.add(Name::disk("x")).unwrap_err().to_string();
         assert!(error.contains("q35 machine") && error.contains("hotplug_slots"), "{error}");
         let microvm = Model::find(Arch::X86_64, Some("microvm")).unwrap();
-        let error = Inventory::new(microvm, &config(1, 0)).unwrap().add(Name::disk("x")).unwrap_err().to_string();
+        let error = Inventory::new(microvm, Accelerator::Tcg, &config(1, 0))
+            .unwrap()
+            .add(Name::disk("x"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("microvm machine") && error.contains("set machine_type to q35"), "{error}");
     }
 
@@ -202,11 +204,10 @@ mod tests {
         let microvm = Model::find(Arch::X86_64, Some("microvm")).unwrap();
         for (vm, part) in [
             (config(0, 1), "hotplug_slots is \"1\""),
-            (VmConfig { max_vcpus: 2, ..config(0, 0) }, "max_vcpus is \"2\""),
             (VmConfig { max_memory_mib: 1024, ..config(0, 0) }, "max_memory_mib is \"1024\""),
             (config(6, 0), "the machine has room for 5"),
         ] {
-            let error = Inventory::new(microvm, &vm).unwrap_err().to_string();
+            let error = Inventory::new(microvm, Accelerator::Tcg, &vm).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
         assert!(q35(&config(27, 0)).is_err() && q35(&config(6, 21)).is_err() && q35(&config(0, u32::MAX)).is_err());

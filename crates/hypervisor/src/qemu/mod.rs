@@ -196,7 +196,7 @@ impl Qemu {
         let Opened { kernel, image, model, identity, privileged } =
             self.open(&config.kernel, &config.image, config.uid)?;
         let Identity { uid, group, notice } = identity;
-        let inventory = Inventory::new(model, &config)?;
+        let inventory = Inventory::new(model, self.config.accelerator, &config)?;
 
         let log = if config.debug { Some(open_console_log(&config.run_dir)?) } else { None };
         let (qmp, qmp_theirs) = socket_pair()?;
@@ -289,7 +289,7 @@ impl Hypervisor for Qemu {
             pause: true,
             max_vcpus: MAX_VCPUS,
             hotplug: model.places != Places::None,
-            vcpu_hotplug: model.vcpu_hotplug,
+            vcpu_hotplug: true,
             max_disks: model.room.disks,
             max_nics: model.room.nics,
         }

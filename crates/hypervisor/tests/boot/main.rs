@@ -5,6 +5,9 @@
 //! tests that need one are skipped and say so. `KATA_TEST_QEMU` names another QEMU.
 #![allow(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
 
+mod plugging;
+mod tap;
+
 use std::{
     env, fs,
     os::{fd::OwnedFd, unix::fs::PermissionsExt},
@@ -57,7 +60,12 @@ impl Lab {
             image: GuestImage::Initrd(self.initrd.clone()),
             kernel_params: format!("GUEST_MODE={mode}"),
             vcpus: 1,
+            max_vcpus: 1,
             memory_mib: 256,
+            max_memory_mib: 256,
+            disks: Vec::new(),
+            nics: Vec::new(),
+            hotplug_slots: 0,
             shared_fs: None,
             debug: false,
             run_dir: self.run_dir.path().into(),
@@ -101,7 +109,7 @@ fn boot_files() -> Option<(PathBuf, PathBuf)> {
         let contents = osbuilder::Contents {
             agent: &guest,
             modules_directory: modules.as_deref(),
-            modules: &["virtio_pci".into(), "virtio_console".into()],
+            modules: &["virtio_pci", "virtio_console", "virtio_blk", "virtio_net", "virtio_mem"].map(Into::into),
         };
         osbuilder::initrd(&contents, &directory.path().join("initrd")).unwrap();
         fs::set_permissions(directory.path().join("initrd"), fs::Permissions::from_mode(0o644)).unwrap();
@@ -228,7 +236,7 @@ async fn nothing_is_left_open() {
 #[tokio::test(flavor = "current_thread")]
 async fn several_processors() {
     let Some(lab) = Lab::enter().await else { return };
-    let mut vm = qemu().start(VmConfig { vcpus: 2, ..lab.config("echo") }).await.unwrap();
+    let mut vm = qemu().start(VmConfig { vcpus: 2, max_vcpus: 2, ..lab.config("echo") }).await.unwrap();
     let mut channel = vm.take_channel().unwrap();
     assert!(read_exactly(&mut channel, 6, BOOT).await.is_some(), "console: {:?}", vm.console_tail());
 }
@@ -391,7 +399,12 @@ async fn missing_files_are_found_before_anything_starts() {
             image: initrd.clone(),
             kernel_params: String::new(),
             vcpus: 1,
+            max_vcpus: 1,
             memory_mib: 64,
+            max_memory_mib: 64,
+            disks: Vec::new(),
+            nics: Vec::new(),
+            hotplug_slots: 0,
             shared_fs: None,
             debug: false,
             run_dir: directory.path().into(),

@@ -1,13 +1,24 @@
 //! The guest kernel's command line.
 
-use super::model::{Model, Tuning};
-use crate::{VmConfig, image::Disk};
+use super::{MoreVcpus, model::Tuning};
+use crate::{VmConfig, image::Disk, qemu::inventory::Inventory};
 
 /// Memory that comes later holds what can be moved, as far as there is enough for the rest, so that it can be taken away again.
 const MOVABLE: &str = "memory_hotplug.online_policy=auto-movable";
 
 /// Everything the kernel is told; the user's part is last, so that it wins.
-pub(super) fn kernel_command_line(model: &Model, tuning: &Tuning, vm: &VmConfig, disk: Option<&Disk>) -> String {
+pub(super) fn kernel_command_line(
+    inventory: &Inventory,
+    tuning: &Tuning,
+    vm: &VmConfig,
+    disk: Option<&Disk>,
+) -> String {
+    let model = inventory.model;
+    let waiting = match inventory.more_vcpus {
+        // Who asks for the others writes to sysfs.
+        MoreVcpus::Waiting if vm.max_vcpus > vm.vcpus => format!("maxcpus={}", vm.vcpus),
+        MoreVcpus::Waiting | MoreVcpus::Plugged => String::new(),
+    };
     let root = disk.map(Disk::kernel_params).unwrap_or_default();
     let console = format!("console={}", model.console);
     let words = [
@@ -19,6 +30,7 @@ pub(super) fn kernel_command_line(model: &Model, tuning: &Tuning, vm: &VmConfig,
         // The kernel's cryptography need not prove itself to every guest: 130 ms.
         "cryptomgr.notests",
         model.kernel_params,
+        &waiting,
         if vm.max_memory_mib > vm.memory_mib { MOVABLE } else { "" },
         tuning.kernel_params,
         &root,
@@ -30,11 +42,21 @@ pub(super) fn kernel_command_line(model: &Model, tuning: &Tuning, vm: &VmConfig,
 #[cfg(test)]
 mod tests {
     use super::{super::tests::vm, *};
-    use crate::{Accelerator, Arch};
+    use crate::{Accelerator, Arch, qemu::args::Model};
 
     fn line(arch: Arch, machine_type: Option<&str>, accelerator: Accelerator, vm: &VmConfig) -> String {
         let model = Model::find(arch, machine_type).unwrap();
-        kernel_command_line(model, &model.tuning(accelerator, vm.vcpus), vm, None)
+        let inventory = Inventory::new(model, accelerator, vm).unwrap();
+        kernel_command_line(&inventory, &model.tuning(accelerator, vm.vcpus), vm, None)
+    }
+
+    #[test]
+    fn what_may_come_is_told() {
+        let vm = VmConfig { max_vcpus: 4, max_memory_mib: 1024, ..vm(false) };
+        let text = line(Arch::X86_64, None, Accelerator::Tcg, &vm);
+        assert!(text.contains(" maxcpus=1 memory_hotplug.online_policy=auto-movable "), "{text}");
+        let text = line(Arch::X86_64, None, Accelerator::Kvm, &vm);
+        assert!(!text.contains("maxcpus") && text.contains("memory_hotplug"), "{text}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod plugged;
 use std::path::{Path, PathBuf};
 
 use self::model::Tuning;
-pub(super) use self::model::{Bus, Model, Places};
+pub(super) use self::model::{Bus, Model, MoreVcpus, Places};
 use super::{QemuConfig, inventory::Inventory};
 use crate::{Accelerator, Result, VmConfig, image};
 
@@ -79,7 +79,7 @@ pub(super) fn arguments(
     } else {
         args.pair("-initrd", format_args!("/proc/self/fd/{}", fds.image));
     }
-    args.pair("-append", cmdline::kernel_command_line(model, &tuning, vm, disk));
+    args.pair("-append", cmdline::kernel_command_line(inventory, &tuning, vm, disk));
 
     args.socket("qmp", fds.qmp).pair("-mon", "chardev=qmp,mode=control");
     // A plain serial port works from the kernel's first line to its last, so that every panic is seen.
@@ -166,9 +166,11 @@ impl Arguments {
             None => self.pair("-m", format_args!("{}M", vm.memory_mib)),
             Some(more) => self.pair("-m", format_args!("{}M,maxmem={}M", vm.memory_mib, vm.memory_mib + more)),
         };
-        match vm.max_vcpus {
-            most if most > vm.vcpus => self.pair("-smp", format_args!("{},maxcpus={most}", vm.vcpus)),
-            _ => self.pair("-smp", vm.vcpus),
+        match inventory.more_vcpus {
+            MoreVcpus::Plugged if vm.max_vcpus > vm.vcpus => {
+                self.pair("-smp", format_args!("{},maxcpus={}", vm.vcpus, vm.max_vcpus))
+            }
+            MoreVcpus::Plugged | MoreVcpus::Waiting => self.pair("-smp", vm.max_vcpus),
         };
         if qemu.accelerator != Accelerator::Tcg {
             self.pair("-accel", "kvm");

@@ -45,7 +45,7 @@ fn q35() -> &'static Model {
 }
 
 fn arguments(qemu: &QemuConfig, model: &'static Model, vm: &VmConfig, fds: &Descriptors) -> Vec<String> {
-    super::arguments(qemu, &Inventory::new(model, vm).unwrap(), vm, None, fds).unwrap()
+    super::arguments(qemu, &Inventory::new(model, qemu.accelerator, vm).unwrap(), vm, None, fds).unwrap()
 }
 
 /// The value of the one argument `name`, or of the one whose value starts with `prefix`.
@@ -87,7 +87,7 @@ fn memory_is_shared_only_with_a_file_server() {
 #[test]
 fn accelerators_differ() {
     let line = |accelerator, vcpus| {
-        let args = arguments(&qemu(accelerator), q35(), &VmConfig { vcpus, ..vm(false) }, &FDS);
+        let args = arguments(&qemu(accelerator), q35(), &VmConfig { vcpus, max_vcpus: vcpus, ..vm(false) }, &FDS);
         (args.join(" "), value(&args, "-append", "").unwrap().to_owned())
     };
     let (args, append) = line(Accelerator::Tcg, 1);
@@ -129,4 +129,51 @@ fn the_firmware_is_used_if_it_is_there() {
     std::fs::write(prefix.join(FIRMWARE), "rom").unwrap();
     assert_eq!(firmware(&program), Some(prefix.join(FIRMWARE)));
     std::fs::remove_dir_all(prefix).unwrap();
+}
+
+#[test]
+fn nothing_is_there_for_what_never_comes() {
+    let args = arguments(&qemu(Accelerator::Tcg), q35(), &vm(true), &FDS).concat();
+    for word in ["pci-bridge", "root-port", "maxmem", "maxcpus", "virtio-mem", "add-fd", "netdev"] {
+        assert!(!args.contains(word), "{word}");
+    }
+}
+
+#[test]
+fn what_may_come_has_its_place() {
+    let may_grow = |shared| VmConfig { max_vcpus: 4, max_memory_mib: 1000, hotplug_slots: 9, ..vm(shared) };
+    let args = arguments(&qemu(Accelerator::Kvm), q35(), &may_grow(true), &FDS);
+    assert_eq!(value(&args, "-smp", "").unwrap(), "1,maxcpus=4");
+    assert_eq!(value(&args, "-m", "").unwrap(), "512M,maxmem=1024M");
+    assert_eq!(value(&args, "-device", "pci-bridge").unwrap(), "pci-bridge,id=places,chassis_nr=1,shpc=off");
+    let serial = "virtio-serial-pci,disable-legacy=on,bus=places,addr=1f,id=serial,max_ports=2";
+    assert_eq!(value(&args, "-device", "virtio-serial").unwrap(), serial);
+    let memory = "memory-backend-memfd,share=on,id=memory1,size=512M,reserve=off";
+    assert_eq!(value(&args, "-object", "memory-backend-memfd,share").unwrap(), memory);
+    let args = arguments(&qemu(Accelerator::Tcg), q35(), &may_grow(false), &FDS);
+    assert_eq!(value(&args, "-smp", "").unwrap(), "4", "Linux would not accept what TCG plugs");
+    assert_eq!(value(&args, "-object", "").unwrap(), "memory-backend-ram,id=memory1,size=512M,reserve=off");
+
+    let virt = Model::find(Arch::Aarch64, None).unwrap();
+    let args = arguments(&qemu(Accelerator::Tcg), virt, &may_grow(false), &FDS);
+    let port = |id: &str| value(&args, "-device", &format!("pcie-root-port,id={id},")).unwrap().to_owned();
+    assert_eq!(port("place0"), "pcie-root-port,id=place0,chassis=1,bus=pcie.0,addr=10.0,multifunction=on");
+    assert_eq!(port("place7"), "pcie-root-port,id=place7,chassis=8,bus=pcie.0,addr=10.7");
+    assert_eq!(port("place8"), "pcie-root-port,id=place8,chassis=9,bus=pcie.0,addr=11.0,multifunction=on");
+    assert!(!value(&args, "-device", "virtio-serial").unwrap().contains("bus="));
+}
+
+#[test]
+fn devices_from_the_start_have_their_descriptors() {
+    let file = tempfile::tempfile().unwrap();
+    let disk = crate::Disk { serial: "data".into(), file: file.into(), read_only: false };
+    let null = || std::fs::File::open("/dev/null").unwrap().into();
+    let nic = crate::Nic { id: "e".into(), taps: vec![null(), null()], vhost: vec![], mac: [2; 6], mtu: None };
+    let vm = VmConfig { disks: vec![disk], nics: vec![nic], ..vm(false) };
+    let fds = Descriptors { disks: vec![20], nics: vec![[vec![21, 22], vec![]]], ..FDS };
+    let args = arguments(&qemu(Accelerator::Tcg), q35(), &vm, &fds);
+    assert_eq!(value(&args, "-add-fd", "").unwrap(), "fd=20,set=1");
+    assert!(value(&args, "-blockdev", "").unwrap().contains("\"filename\":\"/dev/fdset/1\""));
+    assert!(value(&args, "-netdev", "").unwrap().contains("\"fds\":\"21:22\""));
+    assert_eq!(args.iter().filter(|arg| arg.starts_with('{')).count(), 4);
 }
