@@ -1,6 +1,13 @@
 //! The sandbox library, hosted by this process.
 
-use std::{cell::RefCell, collections::HashMap, fs, path::Path, rc::Rc, time::SystemTime};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    fs,
+    path::Path,
+    rc::Rc,
+    time::{Duration, SystemTime},
+};
 
 use ::sandbox::{
     Observer, Prepared,
@@ -24,6 +31,7 @@ use crate::{
     backend::{Boot, Booter, Ending, Io, Local, NewContainer, Outcome, Sandbox, state_root},
     group::{Network, Role},
     log,
+    monitor::Durations,
 };
 
 /// Gives this process a mount namespace of its own, so that what a sandbox mounts is seen by nobody else and goes with it, and the pod's

@@ -9,7 +9,7 @@ use containerd_shim_protos::{api::DeleteResponse, protobuf::Message};
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::socket::Address;
-use crate::{Error, Flags, Result, backend, group::Brief, log, translate::timestamp};
+use crate::{Error, Flags, Result, backend, group::Brief, log, monitor, translate::timestamp};
 
 /// How long a shim that was told to shut down may take to stop answering. containerd gives `delete` 5 s in all.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(2);
@@ -45,6 +45,7 @@ pub(crate) fn delete(flags: &Flags, bundle: &Path) -> Result<Vec<u8>> {
     if owner || !address.is_answered() {
         response.pid = backend::purge(&flags.namespace, sandbox)?;
         if !address.is_answered() {
+            monitor::remove_of(sandbox);
             address.remove();
         }
     }

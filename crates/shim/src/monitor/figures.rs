@@ -70,7 +70,8 @@ pub(super) fn of_process(prefix: &str, pid: u32, text: &mut String) {
 /// Resident memory of a process, bytes, with its part only of what it shares.
 pub(super) fn memory(pid: u32) -> u64 {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let pss =
+        rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     pss.unwrap_or(0) << 10
 }
 
@@ -127,7 +128,12 @@ mod tests {
     fn the_own_process_has_figures_and_one_that_is_gone_has_none() {
         let mut text = String::new();
         of_process("kata_shim", std::process::id(), &mut text);
-        for family in ["kata_shim_fds ", "kata_shim_threads ", "kata_shim_proc_status{item=\"vmrss\"} ", "kata_shim_io_stat{item=\"rchar\"} "] {
+        for family in [
+            "kata_shim_fds ",
+            "kata_shim_threads ",
+            "kata_shim_proc_status{item=\"vmrss\"} ",
+            "kata_shim_io_stat{item=\"rchar\"} ",
+        ] {
             assert!(text.lines().any(|line| line.starts_with(family)), "{family} in {text}");
         }
         assert!(memory(std::process::id()) > 0);

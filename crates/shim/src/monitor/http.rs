@@ -32,13 +32,18 @@ impl Answer {
     fn bytes(&self) -> Vec<u8> {
         let Self { status, kind, body } = self;
         let length = body.len();
-        format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
-            .into_bytes()
+        format!(
+            "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        )
+        .into_bytes()
     }
 }
 
 /// Answers one request. `handle` is given the method and the path, without what follows a question mark.
-pub(super) async fn answer<F: Future<Output = Answer>>(mut stream: UnixStream, handle: impl FnOnce(String, String) -> F) {
+pub(super) async fn answer<F: Future<Output = Answer>>(
+    mut stream: UnixStream,
+    handle: impl FnOnce(String, String) -> F,
+) {
     let answer = match timeout(DEADLINE, head(&mut stream)).await {
         Ok(Some((method, path))) => handle(method, path).await,
         Ok(None) => Answer::text("400 Bad Request", "this is not HTTP\n"),

@@ -169,7 +169,10 @@ mod tests {
     #[test]
     fn a_guest_reports_its_own_families_only() {
         let mut text = String::new();
-        append_guest("# HELP kata_guest_load Load.\nkata_guest_load{item=\"1\"} 0\nkata_shim_fds 1\nkata_agent_x \u{7} 1\n", &mut text);
+        append_guest(
+            "# HELP kata_guest_load Load.\nkata_guest_load{item=\"1\"} 0\nkata_shim_fds 1\nkata_agent_x \u{7} 1\n",
+            &mut text,
+        );
         assert_eq!(text, "# HELP kata_guest_load Load.\nkata_guest_load{item=\"1\"} 0\n");
     }
 }

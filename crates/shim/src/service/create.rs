@@ -180,6 +180,7 @@ impl Pod {
             options,
             netns,
             out_of_memory: self.out_of_memory.clone(),
+            agent_calls: self.agent_calls.clone(),
         };
         let machine = self.booter.boot(boot).await;
         self.booting.set(false);
