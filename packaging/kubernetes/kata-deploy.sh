@@ -408,7 +408,7 @@ api() {
     # The token is read from a pipe, so that no process list shows it.
     curl --silent --show-error --max-time 30 --request "$1" --cacert "$account/ca.crt" --write-out '\n%{http_code}' \
         --config <(printf 'header = "Authorization: Bearer %s"\n' "$(<"$account/token")") \
-        --header 'Content-Type: application/merge-patch+json' ${3:+--data "$3"} \
+        ${3:+--header 'Content-Type: application/merge-patch+json' --data "$3"} \
         "https://$name:${KUBERNETES_SERVICE_PORT:-443}$2"
 }
 
@@ -446,7 +446,7 @@ daemonset_goes() {
 remove_daemonset() {
     local path answer until=$((SECONDS + ${KATA_REMOVE_DEADLINE:-900}))
     path=/apis/apps/v1/namespaces/${KATA_NAMESPACE:?}/daemonsets/${KATA_DAEMONSET:?}
-    answer=$(api DELETE "$path" '{"kind":"DeleteOptions","apiVersion":"v1","propagationPolicy":"Foreground"}')
+    answer=$(api DELETE "$path?propagationPolicy=Foreground")
     case ${answer##*$'\n'} in
     200 | 202 | 404) ;;
     *) fail "the API server refused to delete the DaemonSet $KATA_DAEMONSET: $answer" ;;
