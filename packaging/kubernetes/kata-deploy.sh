@@ -72,8 +72,7 @@ on_host() { "${host_command[@]}" "$@" 9<&-; }
 
 # note KIND PATH [MORE]: what is about to be changed, in words that `undo` understands.
 note() {
-    local line=$1$'\t'$2$'\t'${3:-}
-    printf '%s\n' "$line" >>"$journal"
+    printf '%s\t%s\t%s\n' "$1" "$2" "${3:-}" >>"$journal"
     sync "$journal"
 }
 
@@ -102,10 +101,12 @@ made() {
     made_directories+=" $1"
 }
 
-# replace PATH: the new content is standard input. Mode and owner stay; the reader sees the old file or the new one.
+# replace PATH: the new content is standard input. Mode and owner stay; a reader sees the old file or the new one.
 replace() {
     local path=$1 new
     new=$(at "$path").kata-new
+    cat >"$work/content"
+    ! cmp -s "$work/content" "$(at "$path")" || return 0
     note created "$path.kata-new"
     if [ -e "$(at "$path")" ]; then
         cp -p "$(at "$path")" "$new"
@@ -113,7 +114,7 @@ replace() {
         : >"$new"
         chmod 644 "$new"
     fi
-    cat >"$new"
+    cat "$work/content" >"$new"
     keep "$path"
     mv -T "$new" "$(at "$path")"
 }
@@ -553,13 +554,10 @@ write_installed() {
 # own_config: the main file without our import line, in WORK/main; empty if there is no such file or it is ours.
 own_config() {
     local number
-    if [ ! -e "$(at "$config")" ]; then
-        : >"$work/main"
-        return
-    fi
-    cat "$(at "$config")" >"$work/main"
+    : >"$work/main"
+    [ ! -e "$(at "$config")" ] || cat "$(at "$config")" >"$work/main"
     [ -n "$import_line" ] || return 0
-    number=$(grep -nxF -- "$import_line" "$work/main" | head -n 1 | cut -d: -f1)
+    number=$(LINE=$import_line awk '$0 == ENVIRON["LINE"] { print NR; exit }' "$work/main")
     if [ -n "$number" ] && [ -n "$import_was" ]; then
         awk -v n="$number" 'NR == n { exit } { print }' "$work/main" >"$work/main.new"
         printf '%s\n' "$import_was" >>"$work/main.new"
@@ -696,7 +694,7 @@ uninstall_product() {
     if [ -n "$config_created" ] && [ "$(sha256sum <"$(at "$config")" | cut -d' ' -f1)" = "$config_sum" ]; then
         keep "$config"
         rm "$(at "$config")"
-    elif ! cmp -s "$work/main" "$(at "$config")"; then
+    else
         replace "$config" <"$work/main"
         if [ -n "$config_time" ] && [ "$(with_import "$work/main" "$import" | sha256sum | cut -d' ' -f1)" = "$config_sum" ]; then
             touch -d "$config_time" "$(at "$config")"
