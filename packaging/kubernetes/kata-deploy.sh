@@ -6,6 +6,7 @@
 # Every change of the node is written into a journal before it is made. Whatever fails, is interrupted or killed, the journal is
 # undone, backwards: at once, or else by the next call.
 set -eEuo pipefail
+shopt -s inherit_errexit
 
 usage='usage: kata-deploy install | uninstall [--force] | check | recover | run | remove-daemonset'
 
@@ -77,20 +78,17 @@ note() {
 }
 
 begin() {
+    changing=1
     make_directory "$state"
+    : >"$journal"
     # The lock is held, so what lies here is of a run that has ended.
     rm -rf "$(at "$state/backup")"
-    mkdir -p "$(at "$state/backup")"
-    : >"$journal"
-    changing=1
+    mkdir "$(at "$state/backup")"
 }
 
 # The state directory holds the journal, so it cannot be noted there; `finish` removes it when it holds nothing more.
 make_directory() {
-    if [ ! -d "$(at "$1")" ]; then
-        mkdir "$(at "$1")"
-        chmod 755 "$(at "$1")"
-    fi
+    [ -d "$(at "$1")" ] || mkdir -m 755 "$(at "$1")"
 }
 
 # made DIRECTORY: makes a directory that is removed again by undo and by uninstall.
@@ -174,21 +172,25 @@ roll_back() {
     changing=
     say "undoing what was changed"
     rm -f "$(at "$state/remove")"
+    # A tab would be taken for white space, and an empty field lost.
+    if ! tac "$journal" | tr '\t' '\037' >"$work/undo"; then
+        say "$journal cannot be read: repair that, then kata-deploy recover"
+        return 1
+    fi
     while IFS=$'\x1f' read -r kind path more; do
         undo "$kind" "$path" "$more" || {
             say "cannot undo: $kind $path $more"
             complete=
         }
-        # A tab would be taken for white space, and an empty field lost.
-    done < <(tac "$journal" | tr '\t' '\037')
-    if [ -n "$undo_restart" ] && ! restart_containerd; then
+    done <"$work/undo"
+    [ -z "$undo_restart" ] || restart_containerd || {
         say "containerd does not answer with its previous configuration either; see journalctl -u containerd"
         complete=
-    fi
-    if [ "$undo_label" != - ] && ! set_label "$undo_label"; then
+    }
+    [ "$undo_label" = - ] || set_label "$undo_label" || {
         say "the node's label $label could not be set back"
         complete=
-    fi
+    }
     if [ -z "$complete" ]; then
         say "the node is not as it was; $state/journal says what is left to undo: repair what is named above, then kata-deploy recover"
         return 1
@@ -300,14 +302,14 @@ with_import() {
     fi
 }
 
-# without_own_import FILE: the file as if nothing imported our drop-in: each pattern as the files that it stands for now.
+# without_own_import FILE: the file as if nothing imported our drop-in, each pattern as the files that it stands for now.
 without_own_import() {
     local number element file list=()
     number=$(imports_line "$1")
-    if [ -z "$number" ]; then
+    [ -n "$number" ] || {
         cat "$1"
         return
-    fi
+    }
     while read -r element; do
         [[ $element = /* ]] || element=$(dirname "$config")/$element
         while read -r file; do
@@ -315,10 +317,8 @@ without_own_import() {
             [ "$file" = "$drop_in" ] || list+=("\"$file\"")
         done < <(compgen -G "$(at "$element")" || :)
     done < <(imports_of "$1")
-    sed "${number}s|.*|imports = [$(
-        IFS=,
-        printf '%s' "${list[*]}"
-    )]|" "$1"
+    element=$(IFS=, && printf '%s' "${list[*]}")
+    sed "${number}s|.*|imports = [$element]|" "$1"
 }
 
 # Leaves out of a dump what an installation may change: the imports, and the tables of the runtimes.
@@ -371,7 +371,9 @@ expect_same() {
             return 1
         }
     done
-    diff <(comparable <"$work/base") <(comparable <"$1")
+    comparable <"$work/base" >"$work/base.lines"
+    comparable <"$1" >"$work/new.lines"
+    diff "$work/base.lines" "$work/new.lines"
 }
 
 # Makes the drop-in's text in WORK/drop-in and proves it on a copy of the main file beside it, before anything of the
@@ -478,12 +480,12 @@ check_artifacts() {
 
 # Names a product by its content, so that one that is there already need not be copied.
 digest() {
-    (cd "$artifacts" && {
-        find . -printf '%p %y %m %l\n' | LC_ALL=C sort
-        find . -type f -print0 | LC_ALL=C sort -z | xargs -0r sha256sum
+    {
+        find "$artifacts" -printf '%P %y %m %l\n' | LC_ALL=C sort
+        find "$artifacts" -type f -print0 | LC_ALL=C sort -z | xargs -0r sha256sum
         printf '%s\n' "$debug"
         sha256sum <"$0"
-    }) | sha256sum | cut -c1-16
+    } | sha256sum | cut -c1-16
 }
 
 # Puts the product into a directory of its own. Pods that run keep theirs.
@@ -711,8 +713,8 @@ uninstall_product() {
     keep "$state/installed"
     rm "$(at "$state/installed")"
     # What was made last goes first.
-    old=$(old_versions "" && tr ' ' '\n' <<<"$made_directories" | tac)
-    commit "$old"
+    old=$(old_versions "")
+    commit "$old"$'\n'"$(tr ' ' '\n' <<<"$made_directories" | tac)"
     say "uninstalled"
 }
 
@@ -760,18 +762,18 @@ ended() {
     local status=$?
     trap '' TERM INT HUP ERR
     set +e
-    # Killed between the two, the change counts already.
-    [ -z "$changing" ] || [ ! -e "$journal" ] || roll_back
+    # Without a journal nothing has been changed yet, or the change counts already.
+    [ -z "$changing" ] || if [ -e "$journal" ]; then roll_back; else finish; fi
     rm -rf "$work"
     exit "$status"
 }
 
 # Read to its end before it runs: it may remove its own file.
 main() {
+    trap 'say "error: line $LINENO: $BASH_COMMAND: failed" >&2' ERR
     work=$(mktemp -d)
     journal=$(at "$state/journal") changing=''
     trap ended EXIT
-    trap 'say "error: line $LINENO: $BASH_COMMAND: failed" >&2' ERR
     trap 'exit 143' TERM
     trap 'exit 130' INT
     trap 'exit 129' HUP
