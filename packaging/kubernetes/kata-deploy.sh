@@ -272,21 +272,20 @@ format_of() { sed -n '/^ *\[/q; s/^ *version *= *\([0-9]*\).*/\1/p' "$1" | head 
 # The line number of `imports`. Only what precedes the first table is containerd's own.
 imports_line() { awk '/^[ \t]*\[/ { exit } /^[ \t]*imports[ \t]*=/ { print NR; exit }' "$1"; }
 
-# The elements of the imports, one a line.
-imports_of() {
+# The line itself, and its elements, one a line.
+import_text() {
     local number
     number=$(imports_line "$1")
-    [ -n "$number" ] || return 0
-    sed -n "${number}p" "$1" | grep -oE "\"[^\"]*\"|'[^']*'" | sed -E "s/^.|.\$//g" || :
+    [ -z "$number" ] || sed -n "${number}p" "$1"
+}
+imports_of() {
+    import_text "$1" | grep -oE "\"[^\"]*\"|'[^']*'" | sed -E "s/^.|.\$//g" || :
 }
 
 # Refuses an `imports` that this script could not set back.
 check_imports() {
-    local number
-    number=$(imports_line "$1")
-    [ -n "$number" ] || return 0
-    sed -n "${number}p" "$1" | grep -qE '^[^]#[]*\[[^]#[]*\][ \t]*(#.*)?$' ||
-        fail "$config, line $number: imports is not a plain list on one line; make it one, or add \"$import\" to it by hand"
+    [ -z "$(imports_line "$1")" ] || import_text "$1" | grep -qE '^[^]#[]*\[[^]#[]*\][ \t]*(#.*)?$' ||
+        fail "$config: imports is not a plain list on one line; make it one, or add \"$import\" to it by hand"
 }
 
 # with_import FILE ELEMENT: the file with one more import. Everything but that line stays.
@@ -580,7 +579,8 @@ look() {
     [ "$(id -u)" = 0 ] || fail "this must be run as root"
     [ -d "$(at /opt)" ] || fail "$host holds no system: /opt is missing; KATA_HOST names the node's root"
     # A link that is absolute would lead out of the node's root.
-    config=$(on_host readlink -m "$config") drop_in_dir=$(on_host readlink -m "$drop_in_dir")
+    config=$(on_host readlink -m "$config")
+    drop_in_dir=$(on_host readlink -m "$drop_in_dir")
     [ "$(on_host readlink -m "$versions" "$state")" = "$versions"$'\n'"$state" ] ||
         fail "/opt or /var/lib of the node is a symbolic link, which is not supported"
     name_drop_in
@@ -646,8 +646,8 @@ install_product() {
         config_created=${format_default:-} config_time='' config_sum=''
         [ -n "$config_created" ] || config_time=$(stat -c %y "$(at "$config")")
         with_import "$work/main" "$import" >"$work/main.new"
-        diff "$work/main" "$work/main.new" >"$work/main.diff" || :
-        import_line=$(sed -n 's/^> //p' "$work/main.diff") import_was=$(sed -n 's/^< //p' "$work/main.diff")
+        import_line=$(import_text "$work/main.new")
+        import_was=$(import_text "$work/main")
         replace "$config" <"$work/main.new"
         config_sum=$(sha256sum <"$(at "$config")" | cut -d' ' -f1)
         changed=1

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the installer on a node: a clean Debian system with a real containerd, in namespaces of its own.
 # Usage: test-node.sh WORK [configurations|administrator|refusals|daemonset|faults|image]..., as root; test.sh calls it. All but the
-# last unless named. KATA_FAULT_STEP: see faults.
+# last unless named. KATA_FAULT_STEP (5): every which call is made to fail; KATA_FAULT_FIRST (1): from which on.
 # With containerd 1.6, 1.7 and 2.1: install, again, upgrade, uninstall, each way to a configuration, what is refused; then each
 # program that the installer calls fails once, and the installer is killed once in its place: the node must be as before.
 # shellcheck source=lib.sh
@@ -311,7 +311,7 @@ faulty() {
 
 # each_fault HOW STEP ARGUMENTS...: from state WORK/from to state WORK/to; every STEP-th call.
 each_fault() {
-    local how=$1 step=$2 at=1 done_and=0 undone=0 status
+    local how=$1 step=$2 at=${KATA_FAULT_FIRST:-1} done_and=0 undone=0 status
     shift 2
     while :; do
         status=0
@@ -401,6 +401,7 @@ openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=checked -addext subj
 printf checked >"$work/api/token"
 rm -f "$work/api/ready"
 python3 "$here/apiserver.py" "$work/api" &
+# shellcheck disable=SC2016 # the $ is the inner shell's
 timeout 30 sh -c 'until [ -e "$1" ]; do sleep 0.05; done' - "$work/api/ready" || fail "the API server of the test does not start"
 mkdir -p "$work/product"
 cp -a "$stage/bin" "$stage/share" "$work/product"
