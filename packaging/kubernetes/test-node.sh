@@ -338,7 +338,7 @@ each_fault() {
     [ "$undone" -gt 1 ] || fail "$*, $how: only $undone of $at calls could be made to fail; the test tests nothing"
     "$back"
     wait_for_containerd
-    say "$* of containerd $release: $how at calls 1 to $at: $undone times undone, $done_and times done nevertheless"
+    say "$* of containerd $release: $how at every ${step}. call of $at: $undone times undone, $done_and times done nevertheless"
 }
 
 # What can fail is the same with every containerd, but for the drop-in's text.
