@@ -679,7 +679,7 @@ covers_drop_in() {
 }
 
 uninstall_product() {
-    local used old
+    local used old made
     look
     if [ -z "$installed_id" ]; then
         say "nothing is installed"
@@ -714,7 +714,8 @@ uninstall_product() {
     rm "$(at "$state/installed")"
     # What was made last goes first.
     old=$(old_versions "")
-    commit "$old"$'\n'"$(tr ' ' '\n' <<<"$made_directories" | tac)"
+    made=$(tr ' ' '\n' <<<"$made_directories" | tac)
+    commit "$old"$'\n'"$made"
     say "uninstalled"
 }
 
