@@ -11,7 +11,7 @@ export FORMAT ?= image
 export FS ?= erofs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel build stage run image test aarch64 bench count lint qemu deb install uninstall clean
+.PHONY: help setup kernel build stage run image test aarch64 bench count lint qemu deb kubernetes install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ qemu: ## build a trimmed QEMU into the cache (QEMU_ARCH, QEMU_FLAVOUR)
 
 deb: ## pack the built product as Debian packages into target/deb
 	@packaging/deb/build.sh
+
+kubernetes: ## make the image that installs the built product on Kubernetes' nodes, into target/kubernetes
+	@packaging/kubernetes/image.sh
 
 install: ## install the built product (PREFIX, DESTDIR)
 	@PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) scripts/install.sh install

