@@ -7,6 +7,7 @@
 //! adds it to that ([`Runtime::kata_with`]).
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod agent;
 mod command;
 mod guest;
 mod snapshot;

@@ -5,9 +5,13 @@ use std::time::Duration;
 
 use crate::boot::{CrashPoint, Options, SharedFs, Stages};
 use crate::container::{Containers, OwnNamespaces};
+use crate::events::Events;
 use crate::log::Log;
+use crate::metrics::Metrics;
 use crate::network::GuestNetwork;
+use crate::pod::Pod;
 use crate::reaper::Reaper;
+use crate::storage::Storages;
 use crate::tokens::Tokens;
 
 /// The agent's state. There is one, and one thread, so parts that change are cells.
@@ -28,6 +32,14 @@ pub struct Agent {
     pub containers: Containers,
     /// The network.
     pub network: GuestNetwork,
+    /// What they share.
+    pub pod: Pod,
+    /// Their storages.
+    pub storages: Storages,
+    /// What the host is to be told.
+    pub events: Events,
+    /// What is counted for metrics.
+    pub metrics: Metrics,
     /// The namespaces it was started in.
     pub namespaces: OwnNamespaces,
     /// A host that speaks our version has said hello.

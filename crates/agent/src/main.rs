@@ -16,21 +16,32 @@
 //!
 //! Each stream that the host opens is a call or a process's stdio (`agent-api`), answered in [`server`]. Stdio streams wait in [`tokens`] for
 //! the call that names them, and are pumped by [`io`].
+//!
+//! What containers share is the [`pod`]'s; file systems of the guest's own are in [`storage`]; CPUs and memory that are plugged come
+//! [`online`]. [`events`] and [`metrics`] are what the host hears about the guest. Work that may block is put [`aside`].
 
 mod agent;
+mod aside;
 mod boot;
 mod container;
+mod dial;
 mod error;
+mod events;
 mod fault;
 mod io;
 mod log;
+mod metrics;
 mod network;
+mod online;
+mod pod;
 mod reaper;
 mod server;
 mod spec;
+mod storage;
 mod sys;
 mod tokens;
 mod tty;
+mod uevents;
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -116,6 +127,10 @@ async fn serve(
         reaper: Reaper::new().step("watching", "child processes")?,
         containers: container::Containers::default(),
         network: network::GuestNetwork::default(),
+        pod: pod::Pod::default(),
+        storages: storage::Storages::default(),
+        events: events::Events::default(),
+        metrics: metrics::Metrics::default(),
         namespaces: container::OwnNamespaces::open().step("opening", "/proc/self/ns")?,
         greeted: false.into(),
     });

@@ -8,12 +8,11 @@ use proxy::Acceptor;
 use tokio::task::spawn_local;
 
 use crate::agent::Agent;
-use crate::boot;
-use crate::container;
 use crate::fault::{fault, internal};
 use crate::io::BoxStream;
 use crate::log::chain;
 use crate::spec::Request;
+use crate::{boot, container, dial, online, pod, storage};
 
 /// Serves every stream until the channel ends.
 pub async fn serve(agent: Rc<Agent>, mut acceptor: Acceptor) {
@@ -40,7 +39,9 @@ async fn answer(agent: Rc<Agent>, mut stream: BoxStream) {
     agent.log.debug(format_args!("call: {}", name(&request)));
     // Boxed, because every stream has one of these, and most are no calls.
     let answer = match Box::pin(call(&agent, request, &mut stream)).await {
-        Ok(answer) => answer,
+        Ok(Some(answer)) => answer,
+        // The stream was used for something else, and that is over.
+        Ok(None) => return,
         Err(fault) => {
             agent.log.info(format_args!("the call failed: {fault}"));
             Reply::Fault(fault)
@@ -66,18 +67,37 @@ async fn reply(agent: &Agent, stream: &mut BoxStream, reply: &Reply) {
     }
 }
 
-/// Carries a call out. Gives its last reply.
-async fn call(agent: &Rc<Agent>, request: Request, stream: &mut BoxStream) -> Result<Reply, Fault> {
+/// Carries a call out. Gives its last reply, if the stream still is one of replies.
+async fn call(agent: &Rc<Agent>, request: Request, stream: &mut BoxStream) -> Result<Option<Reply>, Fault> {
     if !matches!(request, Request::Hello(_)) && !agent.greeted.get() {
         return Err(fault(FaultKind::Protocol, "the first call has to be hello"));
     }
     match request {
+        Request::Events => {
+            agent.events.tell(stream).await;
+            Ok(None)
+        }
+        Request::Dial { port } => {
+            dial::dial(port, stream).await?;
+            Ok(None)
+        }
+        other => reply_to(agent, other, stream).await.map(Some),
+    }
+}
+
+async fn reply_to(agent: &Rc<Agent>, request: Request, stream: &mut BoxStream) -> Result<Reply, Fault> {
+    match request {
         Request::Hello(hello) => self::hello(agent, &hello).map(Reply::Hello),
-        Request::Attach { .. } => Err(internal("attach is not a call")),
+        Request::Attach { .. } | Request::Events | Request::Dial { .. } => {
+            Err(internal(format!("{} is no call that is answered once", name(&request))))
+        }
         Request::CreateContainer(request) => {
             let container = container::create(agent, *request).await?;
             reply(agent, stream, &Reply::Created { pid: container.init.pid }).await;
-            Ok(Reply::Exited(container.init.exit.clone().ended().await))
+            let exited = container.init.exit.clone().ended().await;
+            // The reason comes before what it is the reason of.
+            container.note_out_of_memory(&agent.events);
+            Ok(Reply::Exited(exited))
         }
         Request::StartContainer { container } => {
             container::start(agent, &*agent.containers.get(&container)?).await?;
@@ -106,14 +126,33 @@ async fn call(agent: &Rc<Agent>, request: Request, stream: &mut BoxStream) -> Re
         }
         Request::Processes { container } => Ok(Reply::Processes(agent.containers.get(&container)?.processes()?)),
         Request::DeleteContainer { container } => {
-            agent.containers.delete(&container).await?;
+            agent.containers.delete(agent, &container).await?;
             Ok(Reply::Done)
         }
         Request::ConfigureNetwork(network) => {
             agent.network.configure(network).await?;
             Ok(Reply::Done)
         }
-        other => Err(fault(FaultKind::InvalidArgument, format!("this agent does not know {}", name(&other)))),
+        Request::ConfigurePod(pod) => {
+            pod::configure(agent, &pod).await?;
+            Ok(Reply::Done)
+        }
+        Request::UpdateContainer { container, resources } => {
+            container::update(agent, &*agent.containers.get(&container)?, resources).await?;
+            Ok(Reply::Done)
+        }
+        Request::Statistics { container } => {
+            Ok(Reply::Statistics(Box::new(agent.containers.get(&container)?.statistics())))
+        }
+        Request::Online { vcpus } => {
+            online::online(vcpus).await?;
+            Ok(Reply::Done)
+        }
+        Request::UpdateFiles { storage, entries } => {
+            storage::update_files(agent, &storage, &entries).await?;
+            Ok(Reply::Done)
+        }
+        Request::Metrics => Ok(Reply::Metrics(agent.metrics.text())),
     }
 }
 
@@ -133,6 +172,9 @@ fn hello(agent: &Agent, hello: &Hello) -> Result<HelloReply, Fault> {
         if let Err(error) = done {
             agent.log.warn(chain(&error));
         }
+    }
+    if let Err(error) = online::use_new_memory() {
+        agent.log.warn(format_args!("memory that is plugged will not be used at once: {error}"));
     }
     agent.greeted.set(true);
     Ok(HelloReply {

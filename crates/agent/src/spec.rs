@@ -275,6 +275,7 @@ pub struct DeviceRule {
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Memory {
     #[serde(default)]
     pub limit: Option<i64>,
@@ -282,6 +283,8 @@ pub struct Memory {
     pub reservation: Option<i64>,
     #[serde(default)]
     pub swap: Option<i64>,
+    #[serde(default)]
+    pub check_before_update: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -388,7 +391,7 @@ mod tests {
     fn every_resource_the_host_writes_is_understood() {
         let text = r#"{
             "devices":[{"allow":true,"type":"c","major":1,"minor":3,"access":"rwm"}],
-            "memory":{"limit":1,"reservation":2,"swap":3},
+            "memory":{"limit":1,"reservation":2,"swap":3,"checkBeforeUpdate":true},
             "cpu":{"shares":1,"quota":2,"burst":3,"period":4,"realtimeRuntime":5,"realtimePeriod":6,"cpus":"7","mems":"8","idle":9},
             "pids":{"limit":1},
             "blockIO":{"weight":10,"weightDevice":[{"major":8,"minor":0,"weight":11}],
@@ -405,6 +408,7 @@ mod tests {
         assert_eq!((io.throttle_read_iops_device[0].rate, io.throttle_write_iops_device[0].rate), (14, 15));
         assert_eq!((read.cpu.realtime_runtime, read.cpu.realtime_period, read.cpu.idle), (Some(5), Some(6), Some(9)));
         assert_eq!((read.memory.limit, read.memory.reservation, read.memory.swap), (Some(1), Some(2), Some(3)));
+        assert_eq!(read.memory.check_before_update, Some(true));
         assert_eq!((read.rdma["d"].hca_handles, read.rdma["d"].hca_objects), (Some(1), Some(2)));
         assert_eq!((read.pids.limit, read.hugepage_limits[0].limit, read.unified["a.b"].as_str()), (Some(1), 1, "c"));
     }

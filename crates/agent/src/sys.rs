@@ -110,6 +110,20 @@ pub fn restore_signals() {
     }
 }
 
+/// Has the kernel reap the children of this process: it does not want to know how they ended.
+pub fn ignore_children() {
+    // SAFETY: sets an action that is no function.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}
+
+/// Does nothing until this process is killed.
+pub fn sleep_for_ever() -> ! {
+    loop {
+        // SAFETY: pause(2) touches no memory of ours.
+        unsafe { libc::pause() };
+    }
+}
+
 /// Sends a signal; 0 only checks that the process is there.
 ///
 /// # Errors
@@ -388,6 +402,13 @@ pub fn clock_ticks() -> u64 {
     // SAFETY: touches no memory of ours.
     let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
     u64::try_from(ticks).unwrap_or(100).max(1)
+}
+
+/// Bytes in a page of memory.
+pub fn page_size() -> u64 {
+    // SAFETY: touches no memory of ours.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(size).unwrap_or(4096)
 }
 
 /// Registers a descriptor with the runtime, to be waited for.

@@ -18,7 +18,7 @@ mod stages;
 pub use clock::{add_entropy, now_ns, set_wall_clock};
 pub use cmdline::{CrashPoint, Options};
 pub use modules::load as load_modules;
-pub use mounts::{CGROUP_ROOT, essential as essential_mounts, remaining as remaining_mounts};
+pub use mounts::{CGROUP_ROOT, essential as essential_mounts, make_dirs, remaining as remaining_mounts};
 pub use network::loopback_up;
 pub use port::{Ports, connect_host};
 pub use shared::SharedFs;

@@ -7,8 +7,7 @@ use agent_api::CHANNEL_PORT;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, netlink, recv, socket_with};
+use rustix::net::{RecvFlags, recv};
 
 use crate::error::{Error, Step};
 
@@ -29,14 +28,7 @@ impl Ports {
     /// # Errors
     /// [`Error::Boot`].
     pub fn listen() -> Result<Self, Error> {
-        let uevents = socket_with(
-            AddressFamily::NETLINK,
-            SocketType::DGRAM,
-            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-            Some(netlink::KOBJECT_UEVENT),
-        )
-        .step("opening a netlink socket for", "device events")?;
-        bind(&uevents, &SocketAddrNetlink::new(0, 1)).step("listening for", "device events")?;
+        let uevents = crate::uevents::socket().step("listening for", "device events")?;
         Ok(Self { uevents })
     }
 

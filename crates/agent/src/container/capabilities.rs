@@ -74,6 +74,14 @@ impl Sets {
     }
 }
 
+/// Has this process lose every capability once it is no longer root, and never gain one again.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn limit_to_none() -> Result<(), Fault> {
+    Sets::new(None)?.limit()
+}
+
 /// Names without `CAP_`; the place is the number (capabilities(7), linux/capability.h).
 const NAMES: [&str; 41] = [
     "CHOWN",

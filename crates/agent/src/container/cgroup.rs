@@ -12,6 +12,7 @@ use agent_api::Fault;
 use rustix::fs::{Mode, OFlags, mkdir, openat, rmdir};
 use rustix::io::Errno;
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::device_cgroup;
 use super::resources::{Missing, Setting, settings};
@@ -62,30 +63,10 @@ impl Cgroup {
     fn limit(&self, resources: Option<&Resources>) -> Result<(), Fault> {
         if let Some(resources) = resources {
             for setting in settings(resources)? {
-                self.apply(&setting)?;
+                apply(&self.path, &setting)?;
             }
         }
         self.filter_devices(resources.map_or(&[], |resources| &resources.devices[..]))
-    }
-
-    fn apply(&self, setting: &Setting) -> Result<(), Fault> {
-        let failed = |error: io::Error| {
-            let path = self.path.join(&setting.file);
-            internal(format!(
-                "unable to apply cgroup configuration: write {:?} to {}: {}",
-                setting.value,
-                path.display(),
-                reason(&error)
-            ))
-        };
-        match self.write(&setting.file, &setting.value) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => match &setting.missing {
-                Missing::Refuse => Err(failed(error)),
-                Missing::Ignore => Ok(()),
-                Missing::Instead(file, value) => self.write(file, value).map_err(failed),
-            },
-            other => other.map_err(failed),
-        }
     }
 
     fn filter_devices(&self, rules: &[DeviceRule]) -> Result<(), Fault> {
@@ -171,10 +152,31 @@ impl Cgroup {
         done
     }
 
-    /// Whether the kernel has killed one of its processes for want of memory.
-    pub fn was_out_of_memory(&self) -> bool {
+    /// How many of its processes the kernel has killed for want of memory.
+    pub fn oom_kills(&self) -> u64 {
         let events = self.read("memory.events").unwrap_or_default();
-        events.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count != "0"))
+        events.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok()).unwrap_or(0)
+    }
+
+    /// Calls `changed` now and whenever `memory.events` changes, until that says that it is enough. Returns at once if the kernel
+    /// has no such file.
+    pub async fn watch_memory(events: AsyncFd<OwnedFd>, mut changed: impl FnMut() -> bool) {
+        loop {
+            // Reading is what makes the next change be told.
+            if rustix::io::pread(events.get_ref(), &mut [0; 512][..], 0).is_err() || !changed() {
+                return;
+            }
+            match events.ready(Interest::PRIORITY).await {
+                Ok(mut guard) => guard.clear_ready(),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// What [`Cgroup::watch_memory`] watches, if the kernel has it.
+    pub fn memory_events(&self) -> Option<AsyncFd<OwnedFd>> {
+        let file = self.open("memory.events", OFlags::RDONLY).ok()?;
+        crate::sys::register(file, Interest::PRIORITY).ok()
     }
 
     /// Waits until a line is in `cgroup.events`.
@@ -213,6 +215,37 @@ impl Cgroup {
         // It is empty, or its processes are ending; then a later container of this name finds and uses it.
         let _ = remove_tree(&self.path);
     }
+}
+
+/// Writes one setting of the cgroup at a path.
+///
+/// # Errors
+/// When the kernel refuses it.
+pub fn apply(cgroup: &Path, setting: &Setting) -> Result<(), Fault> {
+    let failed = |error: io::Error| {
+        let path = cgroup.join(&setting.file);
+        internal(format!(
+            "unable to apply cgroup configuration: write {:?} to {}: {}",
+            setting.value,
+            path.display(),
+            reason(&error)
+        ))
+    };
+    match write(&cgroup.join(&setting.file), &setting.value) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match &setting.missing {
+            Missing::Refuse => Err(failed(error)),
+            Missing::Ignore => Ok(()),
+            Missing::Instead(file, value) => write(&cgroup.join(file), value).map_err(failed),
+        },
+        other => other.map_err(failed),
+    }
+}
+
+/// Writes to a file that is there.
+fn write(file: &Path, value: &str) -> io::Result<()> {
+    let file = rustix::fs::open(file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, value.as_bytes())?;
+    Ok(())
 }
 
 fn collect(dir: &Path, pids: &mut Vec<u32>) -> io::Result<()> {

@@ -3,21 +3,23 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use agent_api::{Fault, FaultKind};
+use agent_api::{Fault, FaultKind, SeccompFilter};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::task::spawn_local;
 
 use super::cgroup::Cgroup;
 use super::child::{First, become_first};
 use super::launch::{Forked, prepare_stdio, start_pumps};
-use super::namespaces::{Namespaces, map_ids};
+use super::namespaces::{Join, Namespaces, Shared, map_ids};
 use super::status::{ChildEnd, pair};
 use super::{Container, rlimits, sysctl};
 use crate::agent::Agent;
 use crate::boot::CrashPoint;
 use crate::fault::{Context, NOT_STARTED, fault, internal, prefixed};
-use crate::io::Wiring;
+use crate::io::{Streams, Wiring};
+use crate::pod;
 use crate::spec::{CreateContainer, Spec};
+use crate::storage;
 use crate::sys::{Cloned, clone3};
 
 /// Creates a container and, if asked, starts it.
@@ -26,20 +28,49 @@ use crate::sys::{Cloned, clone3};
 /// What runc would say; nothing of the container stays.
 pub async fn create(agent: &Rc<Agent>, request: CreateContainer) -> Result<Rc<Container>, Fault> {
     agent.crash_at(CrashPoint::Create);
-    let CreateContainer { id, spec, stdio, seccomp, start, storages: _, disks: _ } = request;
+    let CreateContainer { id, mut spec, stdio, seccomp, start, storages, disks } = request;
     let mut reservation = agent.containers.reserve(&id)?;
     let namespaces = Namespaces::new(&spec.linux)?;
     check_shared(agent, &spec)?;
+    let streams = agent.tokens.claim(&stdio, spec.process.terminal).await?;
+    let join = pod::join(agent, namespaces.shared).await?;
+    storage::give_disks(&mut spec, &disks).await?;
+    let mut storages = storage::mount(agent, storages).await?;
+    let wanted = Wanted { id, spec, seccomp, start, namespaces, join };
+    match make(agent, wanted, streams).await {
+        Ok(container) => {
+            container.storages.replace(storages);
+            reservation.container = Some(container.clone());
+            Ok(container)
+        }
+        Err(fault) => {
+            if let Err(also) = storage::unmount(agent, &mut storages).await {
+                agent.log.warn(also);
+            }
+            Err(fault)
+        }
+    }
+}
 
-    let has_terminal = spec.process.terminal;
-    let streams = agent.tokens.claim(&stdio, has_terminal).await?;
-    let (wiring, streams) = prepare_stdio(streams, has_terminal)?;
+/// A container whose disks and storages are there.
+struct Wanted {
+    id: String,
+    spec: Spec,
+    seccomp: Option<SeccompFilter>,
+    start: bool,
+    namespaces: Namespaces,
+    join: Join,
+}
+
+async fn make(agent: &Rc<Agent>, wanted: Wanted, streams: Streams) -> Result<Rc<Container>, Fault> {
+    let Wanted { id, spec, seccomp, start, namespaces, join } = wanted;
+    let (wiring, streams) = prepare_stdio(streams, spec.process.terminal)?;
     let cgroup = Cgroup::create(&id, spec.linux.cgroups_path.as_deref(), spec.linux.resources.as_ref())
         .map_err(|fault| prefixed(NOT_STARTED, fault))?;
 
     let first = First { id: &id, spec: &spec, namespaces, cgroup: cgroup.path(), seccomp: seccomp.as_ref() };
     let (end, child_end) = pair()?;
-    let forked = fork(agent, &first, &cgroup, &wiring, &child_end);
+    let forked = fork(agent, &first, &join, &cgroup, &wiring, &child_end);
     drop(child_end);
     let Wiring { fds, pumps, .. } = wiring;
     drop(fds);
@@ -84,8 +115,11 @@ pub async fn create(agent: &Rc<Agent>, request: CreateContainer) -> Result<Rc<Co
         unstarted: RefCell::new(if start { None } else { Some(forked.end) }),
         paused: Cell::new(false),
         execs: RefCell::default(),
+        storages: RefCell::default(),
+        oom_kills: Cell::default(),
+        oom_watch: RefCell::default(),
     });
-    reservation.container = Some(container.clone());
+    container.watch_memory(agent);
     let supervised = container.clone();
     spawn_local(async move {
         supervised.init.exit.clone().ended().await;
@@ -106,6 +140,7 @@ fn check_shared(agent: &Agent, spec: &Spec) -> Result<(), Fault> {
 fn fork(
     agent: &Agent,
     first: &First<'_>,
+    join: &Join,
     cgroup: &Cgroup,
     wiring: &Wiring,
     child_end: &ChildEnd,
@@ -116,7 +151,8 @@ fn fork(
         Cloned::Parent(pid) => Ok(pid),
         Cloned::Child => become_first(first, wiring, child_end),
     };
-    if first.namespaces.time { agent.namespaces.forked_into_new_time(linux, fork) } else { fork() }
+    let fork = || if first.namespaces.time { agent.namespaces.forked_into_new_time(linux, fork) } else { fork() };
+    if first.namespaces.shared == Shared::default() { fork() } else { agent.namespaces.forked_joining(join, fork) }
 }
 
 /// Does for a process in a new user namespace what it may not do itself.
@@ -132,7 +168,7 @@ fn grant(first: &First<'_>, pid: u32, forked: &Forked) -> Result<(), Fault> {
 
 /// Kills what there is of a container that could not be created, and says why if the kernel did it.
 async fn give_up(cgroup: &Cgroup, pid: u32, fault: Fault) -> Fault {
-    let out_of_memory = cgroup.was_out_of_memory();
+    let out_of_memory = cgroup.oom_kills() > 0;
     // It may have ended.
     let _ = crate::sys::kill(pid, libc::SIGKILL);
     // What was wrong first is what matters; an empty cgroup that stays does not.

@@ -77,7 +77,7 @@ fn fork(
             Cloned::Parent(pid) => Ok(pid),
             Cloned::Child => become_further(further, wiring, child_end),
         };
-        if container.namespaces.pid { agent.namespaces.forked_into(&container.pidfd, fork) } else { fork() }
+        if container.namespaces.has_pids() { agent.namespaces.forked_into(&container.pidfd, fork) } else { fork() }
     };
     match into(&container.cgroup.dir()) {
         // The container made cgroups below its own, which may have no processes itself any more: go to its first process.

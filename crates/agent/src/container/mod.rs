@@ -14,7 +14,7 @@
 //! * [`mod@create`] and [`mod@exec`] make processes; what these do until they become the user's program is in [`child`], and what the
 //!   two sides say to each other meanwhile in [`status`].
 //! * [`rootfs`], [`mount`], [`mount_options`], [`devices`], [`in_root`], [`copy_up`] make the root file system.
-//! * [`cgroup`], [`resources`], [`device_cgroup`] limit what it may use.
+//! * [`cgroup`], [`resources`], [`device_cgroup`], [`mod@update`] limit what it may use; [`statistics`] says what it does use.
 //! * [`namespaces`], [`capabilities`], [`rlimits`], [`user`], [`sysctl`], [`lookup`] are about single processes.
 
 mod capabilities;
@@ -35,13 +35,20 @@ mod processes;
 mod resources;
 mod rlimits;
 mod rootfs;
-mod status;
-mod sysctl;
+mod statistics;
+pub mod status;
+pub mod sysctl;
+mod update;
 mod user;
 
+pub use capabilities::limit_to_none as limit_to_no_capabilities;
 pub use create::{create, start};
 pub use exec::exec;
-pub use namespaces::Own as OwnNamespaces;
+pub use mount::{attach, open_source};
+pub use mount_options::{MountOptions, parse as parse_options};
+pub use namespaces::{Join, Own as OwnNamespaces, Shared};
+pub use rootfs::{empty_tmpfs, pivot};
+pub use update::update;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -49,11 +56,16 @@ use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use agent_api::{Fault, FaultKind, ProcessInfo, SeccompFilter, WindowSize};
+use agent_api::statistics::Statistics;
+use agent_api::{Event, Fault, FaultKind, ProcessInfo, SeccompFilter, WindowSize};
+use tokio::task::JoinHandle;
 
+use crate::agent::Agent;
+use crate::events::Events;
 use crate::fault::{fault, internal, invalid, reason};
 use crate::io::Pollable;
 use crate::reaper::ExitWatch;
+use crate::storage;
 use crate::tokens::within;
 use cgroup::Cgroup;
 use namespaces::Namespaces;
@@ -87,6 +99,12 @@ pub struct Container {
     unstarted: RefCell<Option<AgentEnd>>,
     paused: Cell<bool>,
     execs: RefCell<HashMap<String, Option<Rc<Process>>>>,
+    /// The storages that go with it.
+    storages: RefCell<Vec<String>>,
+    /// How many of its processes were killed for want of memory, as the host was told.
+    oom_kills: Cell<u64>,
+    /// The task that watches that number.
+    oom_watch: RefCell<Option<JoinHandle<()>>>,
 }
 
 impl Container {
@@ -169,10 +187,42 @@ impl Container {
         }
     }
 
-    async fn remove(&self) -> Result<(), Fault> {
+    /// What it uses.
+    pub fn statistics(&self) -> Statistics {
+        statistics::read(self.cgroup.path())
+    }
+
+    /// Notes an event if the kernel has killed a process of it for want of memory since the last time.
+    pub fn note_out_of_memory(&self, events: &Events) {
+        let kills = self.cgroup.oom_kills();
+        if kills > self.oom_kills.replace(kills) {
+            events.push(Event::OutOfMemory { container: self.id.clone() });
+        }
+    }
+
+    /// Starts to note such events when they happen.
+    fn watch_memory(self: &Rc<Self>, agent: &Rc<Agent>) {
+        let Some(memory) = self.cgroup.memory_events() else { return };
+        let (agent, container) = (agent.clone(), Rc::downgrade(self));
+        let note = move || {
+            let container = container.upgrade();
+            container.inspect(|container| container.note_out_of_memory(&agent.events)).is_some()
+        };
+        self.oom_watch.replace(Some(tokio::task::spawn_local(Cgroup::watch_memory(memory, note))));
+    }
+
+    async fn remove(&self, agent: &Agent) -> Result<(), Fault> {
         self.cgroup.remove().await?;
+        if let Some(watch) = self.oom_watch.take() {
+            watch.abort();
+        }
         let mut exit = self.init.exit.clone();
-        within(KILL_DEADLINE, "the end of the container's first process", exit.ended()).await.map(drop)
+        within(KILL_DEADLINE, "the end of the container's first process", exit.ended()).await?;
+        let mut storages = self.storages.take();
+        let unmounted = storage::unmount(agent, &mut storages).await;
+        // For another attempt.
+        self.storages.replace(storages);
+        unmounted
     }
 }
 
@@ -210,13 +260,13 @@ impl Containers {
     ///
     /// # Errors
     /// When it does not exist, or something of it does not go away; then it can be tried again.
-    pub async fn delete(&self, id: &str) -> Result<(), Fault> {
+    pub async fn delete(&self, agent: &Agent, id: &str) -> Result<(), Fault> {
         let container = self.get(id)?;
         self.0.borrow_mut().insert(id.to_owned(), None);
         let mut reservation = Reservation { containers: self, id: id.to_owned(), container: None };
         // A first process that was never started ends when nobody is left to start it.
         container.unstarted.borrow_mut().take();
-        let removed = container.remove().await;
+        let removed = container.remove(agent).await;
         if removed.is_err() {
             reservation.container = Some(container);
         }

@@ -5,10 +5,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
-use agent_api::{Fault, GUEST_SHARED_DIR};
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, fstatfs};
+use agent_api::{Fault, GUEST_SHARED_DIR, GUEST_SHM_DIR, GUEST_STORAGE_DIR};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxAttributes, StatxFlags, fstat, fstatfs, openat, statx};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
@@ -189,7 +189,7 @@ impl From<Errno> for Failure {
 
 /// A container cannot be given a /proc of which it makes what it likes: the agent and others trust what they read there.
 fn check_destination(destination: &Path, of_proc: bool) -> Result<(), Failure> {
-    let clean: PathBuf = destination.components().filter(|c| matches!(c, std::path::Component::Normal(_))).collect();
+    let clean: PathBuf = destination.components().filter(|c| matches!(c, Component::Normal(_))).collect();
     let Ok(below) = clean.strip_prefix("proc") else { return Ok(()) };
     if below.as_os_str().is_empty() {
         if of_proc {
@@ -203,16 +203,41 @@ fn check_destination(destination: &Path, of_proc: bool) -> Result<(), Failure> {
     Err(Failure::Text(format!("{destination:?} cannot be mounted because it is inside /proc")))
 }
 
-/// Opens the source of a bind mount. On the shared file system, links stay inside it: they are the host's and the containers'.
-fn open_source(source: &Path) -> io::Result<OwnedFd> {
+/// Opens the source of a bind mount. On file systems that the host and containers write to, links stay inside: on the shared
+/// one, on each storage, and on the pod's `/dev/shm`.
+///
+/// # Errors
+/// Those of openat2(2).
+pub fn open_source(source: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    match source.strip_prefix(GUEST_SHARED_DIR) {
-        Ok(below) => {
-            let shared = rustix::fs::open(GUEST_SHARED_DIR, flags | OFlags::DIRECTORY, Mode::empty())?;
-            Root::new(shared).open(below, OFlags::PATH)
+    for dir in [GUEST_SHARED_DIR, GUEST_SHM_DIR] {
+        if let Ok(below) = source.strip_prefix(dir) {
+            let shared = rustix::fs::open(dir, flags | OFlags::DIRECTORY, Mode::empty())?;
+            return Root::new(shared).open(below, OFlags::PATH);
         }
+    }
+    match source.strip_prefix(GUEST_STORAGE_DIR) {
+        Ok(below) => open_in_storage(Path::new(GUEST_STORAGE_DIR), below),
         Err(_) => Ok(rustix::fs::open(source, flags, Mode::empty())?),
     }
+}
+
+/// Opens what is on a storage: the directories that lead to its mount are the agent's own and have no links, and from there on links
+/// stay on it.
+fn open_in_storage(top: &Path, below: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut dir = rustix::fs::open(top, flags, Mode::empty())?;
+    let mut names = below.components();
+    while let Some(name) = names.next() {
+        let Component::Normal(name) = name else { return Err(Errno::INVAL.into()) };
+        dir = openat(&dir, name, flags, Mode::empty())?;
+        if statx(&dir, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE)?.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
+        {
+            return Root::new(dir).open(names.as_path(), OFlags::PATH);
+        }
+    }
+    // Nothing is mounted there.
+    Err(Errno::NODEV.into())
 }
 
 /// Clones the mount that a descriptor is on, with that file as its root.
@@ -344,6 +369,33 @@ mod tests {
                 message,
                 r#"error mounting "foo" to rootfs at "/x": mount foo:/x, data: blah: invalid argument"#
             );
+        });
+    }
+
+    #[test]
+    fn a_link_on_a_storage_does_not_lead_off_it() {
+        in_own_namespace("storage", |top, _| {
+            let storages = top.join("storages");
+            for name in ["c1/data", "c2/data"] {
+                let target = storages.join(name);
+                std::fs::create_dir_all(&target).unwrap();
+                rustix::mount::mount("tmpfs", &target, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+                std::fs::write(target.join("name"), name).unwrap();
+            }
+            symlink("../../c2/data/name", storages.join("c1/data/out")).unwrap();
+            symlink("/name", storages.join("c1/data/in")).unwrap();
+            std::fs::create_dir(storages.join("c1/data/dir")).unwrap();
+            let read = |path: &str| {
+                let opened = open_in_storage(&storages, Path::new(path))?;
+                std::fs::read_to_string(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&opened)))
+            };
+            assert_eq!(read("c1/data/name").unwrap(), "c1/data");
+            assert_eq!(read("c1/data/in").unwrap(), "c1/data", "a link has the storage as its root");
+            assert_eq!(read("c1/data/out").unwrap_err().raw_os_error(), Some(libc::ENOENT));
+            assert!(open_in_storage(&storages, Path::new("c1/data/dir")).is_ok());
+            assert!(open_in_storage(&storages, Path::new("c1/data")).is_ok());
+            assert_eq!(open_in_storage(&storages, Path::new("c1")).unwrap_err().raw_os_error(), Some(libc::ENODEV));
+            assert!(open_in_storage(&storages, Path::new("c1/../c2/data")).is_err());
         });
     }
 

@@ -1,8 +1,10 @@
 //! Which namespaces a container has of its own.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::rc::Rc;
 
-use agent_api::Fault;
+use agent_api::{Fault, POD_NAMESPACE};
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
@@ -27,6 +29,30 @@ pub struct Namespaces {
     pub cgroup: bool,
     /// Clocks.
     pub time: bool,
+    /// Those that are the pod's.
+    pub shared: Shared,
+}
+
+/// Which namespaces of the pod a container shares.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Shared {
+    /// Process ids.
+    pub pid: bool,
+    /// Host name.
+    pub uts: bool,
+    /// IPC.
+    pub ipc: bool,
+}
+
+/// Namespaces that a child is to be born into.
+#[derive(Default)]
+pub struct Join {
+    /// Process ids.
+    pub pid: Option<Rc<OwnedFd>>,
+    /// Host name.
+    pub uts: Option<Rc<OwnedFd>>,
+    /// IPC.
+    pub ipc: Option<Rc<OwnedFd>>,
 }
 
 impl Namespaces {
@@ -42,6 +68,7 @@ impl Namespaces {
             uts: false,
             cgroup: false,
             time: false,
+            shared: Shared::default(),
         };
         for namespace in &linux.namespaces {
             let kind = namespace.kind.as_str();
@@ -49,10 +76,8 @@ impl Namespaces {
                 continue;
             }
             if let Some(path) = namespace.path.as_ref().filter(|path| !path.as_os_str().is_empty()) {
-                return Err(invalid(format!(
-                    "linux.namespaces has the {kind} namespace {}, which is the host's; expected none with a path",
-                    path.display()
-                )));
+                all.share(kind, path)?;
+                continue;
             }
             let flag = match kind {
                 "mount" => 0,
@@ -86,6 +111,36 @@ impl Namespaces {
             all.clone_flags |= flag as u64;
         }
         Ok(all)
+    }
+
+    /// Takes a namespace of the pod.
+    fn share(&mut self, kind: &str, path: &Path) -> Result<(), Fault> {
+        match kind {
+            _ if path != Path::new(POD_NAMESPACE) => {
+                return Err(invalid(format!(
+                    "linux.namespaces has the {kind} namespace {}, which is the host's; expected none with a path",
+                    path.display()
+                )));
+            }
+            "pid" => self.shared.pid = true,
+            "ipc" => self.shared.ipc = true,
+            "uts" => {
+                // As with runc, a host name in the specification then is one for the pod.
+                self.uts = true;
+                self.shared.uts = true;
+            }
+            _ => {
+                return Err(invalid(format!(
+                    "linux.namespaces has the pod's {kind} namespace, expected only pid, ipc and uts to be the pod's"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether processes of the container have numbers of their own, its own or the pod's.
+    pub fn has_pids(self) -> bool {
+        self.pid || self.shared.pid
     }
 
     /// What a further process has to join, besides that of process ids, which is entered by forking.
@@ -130,6 +185,8 @@ fn mapping_lines(mappings: &[IdMapping]) -> String {
 /// The agent's own namespaces, to come back to after a child was forked into others.
 pub struct Own {
     pid: OwnedFd,
+    uts: OwnedFd,
+    ipc: OwnedFd,
     time: Option<OwnedFd>,
 }
 
@@ -141,7 +198,12 @@ impl Own {
     pub fn open() -> std::io::Result<Self> {
         let open = |name| rustix::fs::open(name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         // A kernel may have been built without time namespaces.
-        Ok(Self { pid: open("/proc/self/ns/pid")?, time: open("/proc/self/ns/time").ok() })
+        Ok(Self {
+            pid: open("/proc/self/ns/pid")?,
+            uts: open("/proc/self/ns/uts")?,
+            ipc: open("/proc/self/ns/ipc")?,
+            time: open("/proc/self/ns/time").ok(),
+        })
     }
 
     /// Runs `fork` such that a child is born into the pid namespace of the process that `pidfd` stands for.
@@ -152,6 +214,29 @@ impl Own {
         move_into_thread_name_spaces(pidfd.as_fd(), ThreadNameSpaceType::PROCESS_ID)?;
         let forked = fork();
         move_into_thread_name_spaces(self.pid.as_fd(), ThreadNameSpaceType::PROCESS_ID)?;
+        forked
+    }
+
+    /// Runs `fork` such that a child is born into namespaces of the pod. Entered before the fork, because a child with a user
+    /// namespace of its own would have no right to.
+    ///
+    /// # Errors
+    /// When one does not exist any more, or `fork`'s.
+    pub fn forked_joining<T>(&self, join: &Join, fork: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+        let pairs = [
+            (ThreadNameSpaceType::PROCESS_ID, &join.pid, &self.pid),
+            (ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME, &join.uts, &self.uts),
+            (ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION, &join.ipc, &self.ipc),
+        ];
+        let entered = pairs.iter().try_for_each(|(kind, pods, _)| match pods {
+            Some(pods) => move_into_thread_name_spaces(pods.as_fd(), *kind),
+            None => Ok(()),
+        });
+        let forked = entered.context(|| "entering the pod's namespaces".into()).and_then(|()| fork());
+        for (kind, _, own) in pairs.iter().filter(|(_, pods, _)| pods.is_some()) {
+            move_into_thread_name_spaces(own.as_fd(), *kind)
+                .context(|| "returning to the agent's namespaces".into())?;
+        }
         forked
     }
 
@@ -206,6 +291,43 @@ mod tests {
         let fault = namespaces(r#"[{"type":"ipc","path":"/proc/1/ns/ipc"}]"#).unwrap_err();
         assert_eq!(fault.kind, agent_api::FaultKind::InvalidArgument);
         assert!(fault.message.contains("/proc/1/ns/ipc"), "{fault}");
+    }
+
+    #[test]
+    fn namespaces_of_the_pod_are_joined_and_not_made() {
+        let got = namespaces(
+            r#"[{"type":"ipc","path":"pod"},{"type":"uts","path":"pod"},{"type":"pid","path":"pod"},{"type":"mount"}]"#,
+        )
+        .unwrap();
+        assert_eq!(got.clone_flags, libc::CLONE_NEWNS as u64);
+        assert_eq!(got.shared, Shared { pid: true, uts: true, ipc: true });
+        assert!(got.has_pids() && !got.pid && got.uts);
+        assert!(namespaces(r#"[{"type":"user","path":"pod"}]"#).unwrap_err().message.contains("pid, ipc and uts"));
+    }
+
+    #[test]
+    fn a_child_is_born_into_the_pods_namespaces_and_the_agent_stays_in_its_own() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: making namespaces needs root");
+            return;
+        }
+        std::thread::spawn(|| {
+            let id = |name: &str| std::fs::read_link(format!("/proc/thread-self/ns/{name}")).unwrap();
+            let open = |name: &str| OwnedFd::from(std::fs::File::open(format!("/proc/thread-self/ns/{name}")).unwrap());
+            let own = Own { pid: open("pid"), uts: open("uts"), ipc: open("ipc"), time: None };
+            let names = [id("uts"), id("ipc")];
+            crate::sys::unshare(libc::CLONE_NEWUTS | libc::CLONE_NEWIPC).unwrap();
+            let pods = [id("uts"), id("ipc")];
+            let join = Join { uts: Some(Rc::new(open("uts"))), ipc: Some(Rc::new(open("ipc"))), pid: None };
+            move_into_thread_name_spaces(own.uts.as_fd(), ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME).unwrap();
+            move_into_thread_name_spaces(own.ipc.as_fd(), ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION).unwrap();
+            assert_eq!([id("uts"), id("ipc")], names);
+            let seen = own.forked_joining(&join, || Ok([id("uts"), id("ipc")])).unwrap();
+            assert_eq!(seen, pods);
+            assert_eq!([id("uts"), id("ipc")], names);
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]

@@ -6,16 +6,16 @@ use std::path::Path;
 
 use agent_api::Fault;
 use libc::MOUNT_ATTR_RDONLY;
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, makedev};
+use rustix::fs::{FileType, Mode, OFlags, fstat, makedev};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string,
-    fsmount, fsopen, open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
+    unmount,
 };
 use rustix::process::{chdir, fchdir, pivot_root, umask};
 
 use super::devices;
 use super::in_root::Root;
-use super::mount::{Mounter, attach, clone_path, clone_tree};
+use super::mount::{Mounter, attach, clone_path, clone_tree, open_source};
 use super::mount_options::{parse, parse_propagation};
 use crate::fault::{Context, invalid};
 use crate::spec::{Mount, Spec};
@@ -29,10 +29,8 @@ pub fn enter(spec: &Spec, cgroup: &Path, cgroup_namespace: bool) -> Result<(), F
     let path = &spec.root.path;
     // Modes in the specification are meant as they are written.
     umask(Mode::empty());
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-    let tree = open_tree(CWD, path, flags).context(|| format!("error preparing rootfs: open {}", path.display()))?;
-    let place = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .context(|| format!("error preparing rootfs: open {}", path.display()))?;
+    let opened = open_source(path).and_then(|place| Ok((clone_tree(place.as_fd(), true)?, place)));
+    let (tree, place) = opened.context(|| format!("error preparing rootfs: open {}", path.display()))?;
     attach(&tree, place.as_fd()).context(|| format!("error preparing rootfs: mount {}", path.display()))?;
     let root = Root::new(tree);
 
@@ -43,7 +41,7 @@ pub fn enter(spec: &Spec, cgroup: &Path, cgroup_namespace: bool) -> Result<(), F
     if !has_foreign_dev(&spec.mounts) {
         devices::populate(&root, &spec.linux.devices)?;
     }
-    pivot(&root).context(|| "error jailing process inside rootfs: pivot_root".into())?;
+    pivot(root.fd()).context(|| "error jailing process inside rootfs: pivot_root".into())?;
     if let Some(name) = spec.linux.rootfs_propagation.as_deref().filter(|name| !name.is_empty()) {
         propagate(&root, name)?;
     }
@@ -59,8 +57,12 @@ fn has_foreign_dev(mounts: &[Mount]) -> bool {
     })
 }
 
-fn pivot(root: &Root) -> std::io::Result<()> {
-    fchdir(root.fd())?;
+/// Makes a mount that is attached somewhere the root, with nothing of the old one left.
+///
+/// # Errors
+/// Those of pivot_root(2).
+pub fn pivot(root: &OwnedFd) -> std::io::Result<()> {
+    fchdir(root)?;
     // The old root ends up on top of the new one, from where it is taken away; no directory is needed for it.
     pivot_root(".", ".")?;
     unmount(".", UnmountFlags::DETACH)?;
@@ -154,7 +156,11 @@ fn null_device() -> std::io::Result<OwnedFd> {
     if is_null { Ok(tree) } else { Err(rustix::io::Errno::NODEV.into()) }
 }
 
-fn empty_tmpfs() -> std::io::Result<OwnedFd> {
+/// A mount of an empty, read-only tmpfs that is attached nowhere.
+///
+/// # Errors
+/// Those of fsopen(2) and its like.
+pub fn empty_tmpfs() -> std::io::Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", "tmpfs")?;
     fsconfig_set_string(&context, "mode", "0755")?;

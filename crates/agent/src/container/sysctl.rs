@@ -26,6 +26,14 @@ pub fn write(sysctls: &BTreeMap<String, String>, network: bool) -> Result<(), Fa
     Ok(())
 }
 
+/// Checks the names.
+///
+/// # Errors
+/// When one is none.
+pub fn check(sysctls: &BTreeMap<String, String>) -> Result<(), Fault> {
+    sysctls.keys().try_for_each(|key| path(key).map(drop))
+}
+
 /// The file of a parameter. As in sysctl(8), the first separator says which of `.` and `/` separates; the other one is part of
 /// a name.
 fn path(key: &str) -> Result<String, Fault> {
