@@ -1,0 +1,4 @@
+//! Real engines, driven as their users drive them.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod ctr;
