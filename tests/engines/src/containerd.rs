@@ -34,6 +34,25 @@ impl Version {
     }
 }
 
+/// The network of the pods: a bridge, addresses of both families, ports of the host.
+const NETWORK: &str = r#"{
+  "cniVersion": "0.4.0",
+  "name": "test",
+  "plugins": [
+    {
+      "type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
+      "ipam": {
+        "type": "host-local",
+        "dataDir": "/run/cni",
+        "ranges": [[{"subnet": "10.88.0.0/24"}], [{"subnet": "fd00:88::/64"}]],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+      }
+    },
+    {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true}
+  ]
+}
+"#;
+
 /// A running containerd; everything of it is gone when it is dropped.
 #[derive(Debug)]
 pub struct Containerd {
@@ -56,6 +75,7 @@ impl Containerd {
         let containerd = Self { host, version };
         fs::write(containerd.file("config.toml"), containerd.configuration(settings)).unwrap();
         fs::create_dir(containerd.file("cni")).unwrap();
+        fs::write(containerd.file("cni/10-test.conflist"), NETWORK).unwrap();
         containerd.launch();
         containerd.import(&["--namespace", containerd.host.name()]);
         containerd
@@ -217,6 +237,16 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
         }
     }
 
+    /// Deletes a task that ended; its exit code.
+    #[track_caller]
+    pub fn delete(&self, id: &str) -> i32 {
+        let output = self.ctr(["tasks", "delete", id]);
+        assert_eq!(output.code, 0, "{}", output.stderr);
+        // A warning is the only place that tells.
+        let code = output.stderr.split_once("non-zero exit code ").map(|(_, rest)| rest);
+        code.map_or(0, |rest| rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap())
+    }
+
     /// Kills a task if it runs, and deletes it and its container.
     #[track_caller]
     pub fn remove(&self, id: &str) {
@@ -225,8 +255,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
             self.wait_for(id, "STOPPED");
         }
         if self.status(id).is_some() {
-            // Its status tells how the process ended.
-            self.ctr(["tasks", "delete", id]);
+            self.delete(id);
         }
         self.ctr_ok(["containers", "delete", id]);
     }

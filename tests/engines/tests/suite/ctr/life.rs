@@ -55,13 +55,16 @@ fn exec_on_a_terminal(engine: &Containerd, handler: Handler) -> Value {
     detached(engine, handler, &[], "host", FOREVER);
     let command = engine.ctr_command(["tasks", "exec", "--exec-id", "t", "--tty", "host", "sh"]);
     let mut terminal = e2e::Terminal::start(&command, 20, 90);
-    terminal.write("stty size; echo sta''rted\r");
-    terminal.expect("started\r\n");
+    terminal.write("until [ \"$(stty size)\" = '20 90' ]; do sleep 0.1; done; echo sta''rted\r");
+    terminal.expect("started\r");
     terminal.resize(31, 71);
-    terminal.write("until [ \"$(stty size)\" = '31 71' ]; do sleep 0.1; done; echo res''ized; sleep 1000\r");
+    terminal.write("until [ \"$(stty size)\" = '31 71' ]; do sleep 0.1; done; echo res''ized\r");
     terminal.expect("resized");
+    terminal.write("sh -c 'trap \"echo inter\"\"rupted\" INT; echo wai\"\"ting; sleep 1000'\r");
+    terminal.expect("waiting");
     // Control-C goes to what runs in front; the shell then goes on.
     terminal.write("\x03");
+    terminal.expect("interrupted");
     terminal.write("exit 6\r");
     let (code, shown) = terminal.finish();
     assert_eq!(code, 6, "{shown}");
@@ -99,8 +102,7 @@ fn signals(engine: &Containerd, handler: Handler) -> Value {
     engine.ctr_ok(["tasks", "kill", "--signal", "SIGTERM", "signalled"]);
     engine.wait_for("signalled", "STOPPED");
     let late = engine.ctr(["tasks", "kill", "--signal", "SIGTERM", "signalled"]);
-    let deleted = engine.ctr(["tasks", "delete", "signalled"]);
-    assert_eq!(deleted.code, 11, "{}{}", deleted.text(), deleted.stderr);
+    assert_eq!(engine.delete("signalled"), 11);
     engine.ctr_ok(["containers", "delete", "signalled"]);
 
     // To all: the child would outlive its parent, which is not the first process of its namespace's own accord.
@@ -108,9 +110,9 @@ fn signals(engine: &Containerd, handler: Handler) -> Value {
     shared.expect("two");
     engine.ctr_ok(["tasks", "kill", "--all", "--signal", "SIGKILL", "all"]);
     engine.wait_for("all", "STOPPED");
-    let all = engine.ctr(["tasks", "delete", "all"]);
+    let all = engine.delete("all");
     engine.ctr_ok(["containers", "delete", "all"]);
-    json!({"late": late.code, "deleted": deleted.code, "all": all.code})
+    json!({"late": late.code, "all": all})
 }
 
 fn pause_and_resume(engine: &Containerd, handler: Handler) -> Value {
@@ -134,17 +136,8 @@ fn pause_and_resume(engine: &Containerd, handler: Handler) -> Value {
 }
 
 fn create_start_and_start_again(engine: &Containerd, handler: Handler) -> Value {
-    engine.ctr_ok([
-        "containers",
-        "create",
-        "--runtime",
-        handler.runtime(),
-        BUSYBOX,
-        "twice",
-        "sh",
-        "-c",
-        "cat /kept; echo x >>/kept; exit 2",
-    ]);
+    let fixed = ["containers", "create", "--runtime", handler.runtime(), "--", BUSYBOX, "twice"];
+    engine.ctr_ok([&fixed[..], &["sh", "-c", "cat /kept; echo x >>/kept; exit 2"]].concat());
     assert_eq!(engine.status("twice"), None);
     let runs: Vec<e2e::Output> = (0..2).map(|_| engine.ctr(["tasks", "start", "twice"])).collect();
     engine.ctr_ok(["containers", "delete", "twice"]);
