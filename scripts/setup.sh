@@ -39,6 +39,9 @@ test)
         "gdisk: a third one"
         "make: runs the kernel in miniature that kata-kernel is tested on"
         "xz-utils: packs and unpacks its source"
+        "iproute2: network namespaces of the engines' tests"
+        "iptables: ports of pods on the host"
+        "btrfs-progs: a snapshotter's file system"
     )
     ;;
 lint) packages+=("shellcheck: checks the scripts") ;;
@@ -99,3 +102,4 @@ if [ "$purpose" = guest ]; then
 fi
 "$top/scripts/kernel.sh"
 "$top/scripts/rootfs.sh"
+[ "$purpose" != test ] || "$top/scripts/engines.sh"

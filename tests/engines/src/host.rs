@@ -201,7 +201,16 @@ impl Host {
             return true;
         }
         let Some(path) = trace.strip_prefix("file run/containerd/") else { return false };
-        ["fifo", "s", "runc", "io.containerd.grpc.v1.cri", "io.containerd.grpc.v1.cri/containers", "io.containerd.grpc.v1.cri/sandboxes", "io.containerd.sandbox.controller.v1.shim"].contains(&path)
+        [
+            "fifo",
+            "s",
+            "runc",
+            "io.containerd.grpc.v1.cri",
+            "io.containerd.grpc.v1.cri/containers",
+            "io.containerd.grpc.v1.cri/sandboxes",
+            "io.containerd.sandbox.controller.v1.shim",
+        ]
+        .contains(&path)
             || [self.name.as_str(), "k8s.io"].iter().any(|space| path.ends_with(space))
     }
 

@@ -89,10 +89,10 @@ fn containers_share_what_the_pod_is(engine: &Containerd, handler: Handler) -> Va
         "shared",
         &json!({"linux": {"sysctls": {"kernel.shm_rmid_forced": "1", "net.ipv4.ip_unprivileged_port_start": "80"}}}),
     );
-    let server = "while :; do echo from a | nc -l -p 8080 -s 127.0.0.1; done";
+    let server = "exec httpd -f -p 127.0.0.1:8080 -h /etc";
     let a = pod.run("a", &["sh", "-c", server], &PLAIN);
     let b = pod.idle("b", &PLAIN);
-    assert_eq!(node.until(&b, "nc 127.0.0.1 8080 </dev/null | grep from"), "from a\n");
+    assert_eq!(node.until(&b, "wget -qO- http://127.0.0.1:8080/from-image"), "of the image\n");
     // Through the one /dev/shm.
     node.sh(&a, "echo memory >/dev/shm/shared");
     assert_eq!(node.sh(&b, "cat /dev/shm/shared"), "memory\n");
@@ -100,7 +100,7 @@ fn containers_share_what_the_pod_is(engine: &Containerd, handler: Handler) -> Va
         node.sh(&b, "hostname; cat /proc/sys/kernel/shm_rmid_forced /proc/sys/net/ipv4/ip_unprivileged_port_start");
     assert_eq!(settings, "shared\n1\n80\n");
     // Each has processes and files of its own.
-    let own = node.sh(&b, "cat /proc/1/comm; ps | grep -c '[n]c -l' || :; ls /only-in-a 2>&1 || :");
+    let own = node.sh(&b, "cat /proc/1/comm; ps | grep -c '[h]ttpd' || :; ls /only-in-a 2>&1 || :");
     node.sh(&a, "touch /only-in-a");
     pod.remove();
     json!([settings, own])
@@ -115,10 +115,7 @@ fn shared_processes(engine: &Containerd, handler: Handler) -> Value {
     let seen = node.sh(&a, "ps -o args | grep -o 'sleep [12]*$' | sort");
     assert_eq!(seen, "sleep 1111\nsleep 2222\n");
     // One can signal the other, which is not the first process of the namespace.
-    node.sh(
-        &a,
-        "kill $(pidof -o $$ sleep | tr ' ' '\\n' | while read p; do grep -q 2222 /proc/$p/cmdline && echo $p; done)",
-    );
+    node.sh(&a, "for p in $(pidof sleep); do ! grep -q 2222 /proc/$p/cmdline || kill $p; done");
     let status = node.wait(&b);
     pod.remove();
     json!([seen, status["exit_code"]])
@@ -197,14 +194,15 @@ fn termination_grace_period(engine: &Containerd, handler: Handler) -> Value {
 fn logs_are_rotated_without_loss(engine: &Containerd, handler: Handler) -> Value {
     let node = Node::new(engine, handler);
     let pod = node.pod("logs", &PLAIN);
-    let script = "n=0; while [ $n -lt 3000 ]; do n=$((n + 1)); echo $n; done; head -c 40000 /dev/zero | tr '\\0' x; echo; printf 'no newline'";
+    let script = "n=0; while [ $n -lt 3000 ]; do n=$((n + 1)); echo $n; [ $((n % 100)) != 0 ] || sleep 0.1; done; head -c 40000 /dev/zero | tr '\\0' x; echo; printf 'no newline'";
     let container = pod.create("main", &["sh", "-c", script], &PLAIN);
     let log = node.logs("logs").join("main.log");
     node.ok("StartContainer", &json!({"container_id": container}));
     let mut lines = Vec::new();
     let mut rotated = 0;
     for number in 0..3 {
-        wait_until("it writes", || fs::metadata(&log).is_ok_and(|metadata| metadata.len() > 100));
+        let written = || fs::metadata(&log).is_ok_and(|metadata| metadata.len() > 100);
+        wait_until("it writes", || written() || node.status(&container)["state"] == engines::cri::EXITED);
         let old = log.with_extension(format!("log.{number}"));
         fs::rename(&log, &old).unwrap();
         // One that has ended is not reopened; its log is whole.
