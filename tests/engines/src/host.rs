@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{BufRead, BufReader},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -14,7 +15,7 @@ use std::{
 use e2e::Output;
 
 /// What the first process of the machine does: it prepares the mounts, says that it is ready, takes care of orphans (bash does) and ends
-/// when the test does, however that ends. The kernel then ends whatever else runs there.
+/// when the test does, however that ends: it kills what else runs there and removes the groups and files, all of which carry the machine's name.
 ///
 /// Every engine finds its usual places below `/run`, and nobody else's; what it writes below `/etc` and `/var/lib` is not written
 /// there. A hybrid of both kinds of cgroups gets the controllers that
@@ -51,8 +52,20 @@ done
 ip link set lo up
 echo 1 >/proc/sys/net/ipv4/ip_forward
 echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+trap '' HUP INT TERM
 echo ready
 read -r _ || :
+set +e
+cd /
+kill -KILL -1
+for _ in {1..500}; do
+    left=$(find /sys/fs/cgroup -mindepth 1 -maxdepth 5 -type d -name "*$2*" -prune)
+    [ -n "$left" ] || break
+    find $left -depth -type d -exec rmdir {} + 2>/dev/null
+    sleep 0.02
+done
+while read -r _ at _; do [[ $at != "$1"/* ]] || umount --lazy "$at"; done < <(tac /proc/self/mounts)
+rm -rf --one-file-system "$1"
 "#;
 
 /// A machine. Whatever runs in it is killed when it is dropped.
@@ -71,23 +84,19 @@ impl Host {
     /// Starts one whose programs are first looked for in `programs`.
     pub fn start(programs: &[PathBuf]) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let name = format!("kt{}x{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let name = format!("kt{}x{}x", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let directory = tempfile::Builder::new().prefix(&format!("{name}-")).tempdir().unwrap();
         let mut command = Command::new("unshare");
-        command.args([
-            "--net",
-            "--mount",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--",
-            "bash",
-            "-c",
-            FIRST_PROCESS,
-            "bash",
-        ]);
-        let mut unshare =
-            command.arg(directory.path()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start unshare");
+        command.args(["--net", "--mount", "--pid", "--fork", "--", "bash", "-c", FIRST_PROCESS, "bash"]);
+        // Signals from a terminal are for the test; this must outlive it to clean up.
+        let mut unshare = command
+            .arg(directory.path())
+            .arg(&name)
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start unshare");
         let mut line = String::new();
         BufReader::new(unshare.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n", "the machine for an engine did not get ready; its reason is above");
@@ -239,16 +248,8 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // A cgroup can only be removed once nothing runs in it, and some hierarchies are mounted nowhere else.
-        let _ = self.command("sh", ["-c", "kill -KILL -1"]).stderr(Stdio::null()).status();
-        let mut cgroups = self.cgroups();
-        cgroups.reverse();
-        let end = Instant::now() + Duration::from_secs(10);
-        while !cgroups.is_empty() && Instant::now() < end {
-            cgroups.retain(|group| fs::remove_dir(group).is_err() && group.exists());
-            thread::sleep(Duration::from_millis(5));
-        }
         drop(self.input.take());
+        let end = Instant::now() + Duration::from_secs(20);
         while Instant::now() < end && matches!(self.unshare.try_wait(), Ok(None)) {
             thread::sleep(Duration::from_millis(5));
         }

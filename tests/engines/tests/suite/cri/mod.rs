@@ -1,6 +1,7 @@
 //! Kubernetes' pods by containerd's CRI: what a kubelet asks for, without the cluster around it.
 
 mod pods;
+mod streams;
 
 use std::{
     thread,
