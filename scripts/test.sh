@@ -31,13 +31,20 @@ end_to_end() {
     cargo test -p e2e "${@/#/--test=}" --no-fail-fast -- --test-threads 2 2>&1 | tee -a "$log" || status=1
 }
 
+engines() {
+    [ -z "${triple:-}" ] || local -x "CARGO_TARGET_${triple}_RUNNER=sudo -E"
+    cargo test -p engines --no-fail-fast -- --test-threads 2 2>&1 | tee -a "$log" || status=1
+}
+
 if [ $# != 0 ]; then
     KATA_NO_SKIP=1 end_to_end "$@"
 else
     say "unit tests"
-    cargo test --workspace --exclude e2e --no-fail-fast 2>&1 | tee "$log" || status=1
+    cargo test --workspace --exclude e2e --exclude engines --no-fail-fast 2>&1 | tee "$log" || status=1
     say "end-to-end tests, in virtual machines beside runc"
     end_to_end
+    say "container engines, through our shim beside runc's"
+    engines
 fi
 if [ $# = 0 ] && [ -z "${KATA_CONF_FILE:-}" ]; then
     say "guests to test in"

@@ -28,10 +28,15 @@ pub use terminal::Terminal;
 /// Longest any command of a test may take; under emulation on a busy machine a start takes seconds.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
+/// Where the product is staged, if it is.
+pub fn stage_directory() -> PathBuf {
+    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/kata");
+    env::var_os("KATA_STAGE").map_or_else(default, PathBuf::from)
+}
+
 /// The staged product.
 pub fn stage() -> PathBuf {
-    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/kata");
-    let stage = env::var_os("KATA_STAGE").map_or_else(default, PathBuf::from);
+    let stage = stage_directory();
     assert!(stage.join("bin/kata-runtime").exists(), "{} is not built; run `make test`", stage.display());
     fs::canonicalize(stage).unwrap()
 }

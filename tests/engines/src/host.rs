@@ -1,0 +1,298 @@
+//! A machine of its own for an engine: network, mounts and processes apart from those of the machine that the test runs on.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use e2e::Output;
+
+/// What the first process of the machine does: it prepares the mounts, says that it is ready, takes care of orphans (bash does) and ends
+/// when the test does, however that ends: it kills what else runs there and removes the groups and files, all of which carry the machine's name.
+///
+/// Every engine finds its usual places below `/run`, and nobody else's; what it writes below `/etc` and `/var/lib` is not written
+/// there. A hybrid of both kinds of cgroups gets the controllers that
+/// the machine did not mount, which runc and crun ask for.
+const FIRST_PROCESS: &str = r#"
+set -e
+mount --make-rprivate /
+mount --make-rshared /
+mount -t proc proc /proc
+if ! [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+    mkdir "$1/cgroup"
+    mount --rbind /sys/fs/cgroup "$1/cgroup"
+    mount --make-rprivate "$1/cgroup"
+    mount -t tmpfs -o mode=755 cgroup /sys/fs/cgroup
+    for old in "$1"/cgroup/*; do
+        new=/sys/fs/cgroup/${old##*/}
+        if [ -h "$old" ]; then cp -P "$old" "$new"; else mkdir "$new"; mount --bind "$old" "$new"; fi
+    done
+    umount -R "$1/cgroup"
+    rmdir "$1/cgroup"
+    while read -r name hierarchy _; do
+        [ "${name:0:1}" != '#' ] && ! [ -e "/sys/fs/cgroup/$name" ] || continue
+        # One that is in use elsewhere comes together with what it was put together with.
+        [ "$hierarchy" = 0 ] || name=$(awk -v "h=$hierarchy" '$2 == h { printf "%s%s", comma, $1; comma = "," }' /proc/cgroups)
+        mkdir -p "/sys/fs/cgroup/$name"
+        mount -t cgroup -o "$name" cgroup "/sys/fs/cgroup/$name"
+    done </proc/cgroups
+fi
+mount -t tmpfs -o mode=755 tmpfs /run
+for place in /etc /var/lib; do
+    mkdir -p "/run/.own$place/upper" "/run/.own$place/work"
+    mount -t overlay -o "lowerdir=$place,upperdir=/run/.own$place/upper,workdir=/run/.own$place/work" overlay "$place"
+done
+ip link set lo up
+echo 1 >/proc/sys/net/ipv4/ip_forward
+echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+trap '' HUP INT TERM
+echo ready
+read -r _ || :
+set +e
+cd /
+kill -KILL -1
+for _ in {1..500}; do
+    left=$(find /sys/fs/cgroup -mindepth 1 -maxdepth 5 -type d -name "*$2*" -prune)
+    [ -n "$left" ] || break
+    find $left -depth -type d -exec rmdir {} + 2>/dev/null
+    sleep 0.02
+done
+while read -r _ at _; do [[ $at != "$1"/* ]] || umount --lazy "$at"; done < <(tac /proc/self/mounts)
+rm -rf --one-file-system "$1"
+"#;
+
+/// A machine. Whatever runs in it is killed when it is dropped.
+#[derive(Debug)]
+pub struct Host {
+    unshare: Child,
+    input: Option<ChildStdin>,
+    /// Its first process, as the test's machine counts.
+    pid: u32,
+    name: String,
+    directory: tempfile::TempDir,
+    path: String,
+}
+
+impl Host {
+    /// Starts one whose programs are first looked for in `programs`.
+    pub fn start(programs: &[PathBuf]) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("kt{}x{}x", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let directory = tempfile::Builder::new().prefix(&format!("{name}-")).tempdir().unwrap();
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--mount", "--pid", "--fork", "--", "bash", "-c", FIRST_PROCESS, "bash"]);
+        // Signals from a terminal are for the test; this must outlive it to clean up.
+        let mut unshare = command
+            .arg(directory.path())
+            .arg(&name)
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start unshare");
+        let mut line = String::new();
+        BufReader::new(unshare.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n", "the machine for an engine did not get ready; its reason is above");
+        let pid = child(unshare.id());
+        let mut path: Vec<PathBuf> = programs.to_vec();
+        path.extend(["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from));
+        let path = std::env::join_paths(path).unwrap().into_string().unwrap();
+        let input = unshare.stdin.take();
+        Self { unshare, input, pid, name, directory, path }
+    }
+
+    /// A name that no other machine has; cgroups and containerd's namespaces carry it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A directory of its own, at the same path inside and outside; removed in the end.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Where a path of the machine is seen from outside.
+    pub fn seen(&self, path: impl AsRef<Path>) -> PathBuf {
+        Path::new("/proc").join(self.pid.to_string()).join("root").join(path.as_ref().strip_prefix("/").unwrap())
+    }
+
+    /// The file of the machine's network namespace.
+    pub fn network(&self) -> PathBuf {
+        format!("/proc/{}/ns/net", self.pid).into()
+    }
+
+    /// A command on the machine, its standard input empty.
+    pub fn command<S: AsRef<std::ffi::OsStr>>(&self, program: &str, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.pid.to_string(), "--net", "--mount", "--pid", "--", "env"]);
+        command.arg(format!("PATH={}", self.path)).arg(program).args(args).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command on the machine.
+    #[track_caller]
+    pub fn run(&self, program: &str, args: &[&str]) -> Output {
+        e2e::run(&mut self.command(program, args))
+    }
+
+    /// Runs a command on the machine and expects success; gives its standard output.
+    #[track_caller]
+    pub fn ok(&self, program: &str, args: &[&str]) -> String {
+        let output = self.run(program, args);
+        assert_eq!(output.code, 0, "{program} {args:?}: {}{}", output.text(), output.stderr);
+        output.text()
+    }
+
+    /// Runs a shell script on the machine and expects success; gives its standard output.
+    #[track_caller]
+    pub fn sh(&self, script: &str) -> String {
+        self.ok("sh", &["-ec", script])
+    }
+
+    /// Sends a signal to a process, by its number on the machine.
+    pub fn kill(&self, signal: &str, pid: u32) {
+        self.run("kill", &["-s", signal, &pid.to_string()]);
+    }
+
+    /// The processes of the machine and their command lines, but for its first one. The numbers are the machine's.
+    pub fn processes(&self) -> Vec<(u32, String)> {
+        let all = fs::read_dir(self.seen("/proc")).into_iter().flatten().flatten();
+        let line = |pid: u32| {
+            let line = fs::read(self.seen(format!("/proc/{pid}/cmdline"))).unwrap_or_default();
+            String::from_utf8_lossy(&line).replace('\0', " ").trim_end().to_owned()
+        };
+        // One that has no command line has ended, and nobody has asked for its status yet.
+        all.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(|pid| *pid != 1)
+            .map(|pid| (pid, line(pid)))
+            .filter(|(_, line)| !line.is_empty())
+            .collect()
+    }
+
+    /// The processes whose command line contains `text`.
+    pub fn processes_with(&self, text: &str) -> Vec<u32> {
+        self.processes().into_iter().filter(|(_, line)| line.contains(text)).map(|(pid, _)| pid).collect()
+    }
+
+    /// Whatever a container could leave behind. What is there after it must have been there before.
+    pub fn traces(&self) -> BTreeSet<String> {
+        let mut traces: BTreeSet<String> =
+            self.processes().into_iter().map(|(pid, line)| format!("process {pid} {line}")).collect();
+        let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", self.pid)).unwrap_or_default();
+        traces.extend(mounts.lines().filter_map(|line| Some(format!("mount {}", line.split(' ').nth(4)?))));
+        let links = fs::read_to_string(format!("/proc/{}/net/dev", self.pid)).unwrap_or_default();
+        traces.extend(links.lines().filter_map(|line| Some(format!("interface {}", line.split_once(':')?.0.trim()))));
+        // Engines and kubelets keep the groups above those of their containers, which carry the machine's name.
+        let own = |path: &&PathBuf| path.file_name().is_some_and(|name| !name.to_string_lossy().contains(&self.name));
+        traces.extend(self.cgroups().iter().filter(own).map(|path| format!("cgroup {}", path.display())));
+        for place in ["run/netns", "run/containerd", "run/docker", "run/kata", "run/vc", "run/kata-containers"] {
+            below(&self.seen("/").join(place), place, 4, &mut traces);
+        }
+        traces.retain(|trace| !self.is_kept(trace));
+        traces
+    }
+
+    /// A directory of an engine above those of its containers.
+    fn is_kept(&self, trace: &str) -> bool {
+        // The daemon itself, which a case may have restarted, and what it keeps its snapshots on.
+        if trace.contains(" containerd --config ") || *trace == format!("mount {}/btrfs", self.directory().display()) {
+            return true;
+        }
+        // The snapshotter keeps a layer mounted; the bridge stays for the next pod.
+        if trace.contains("io.containerd.snapshotter.v1.erofs/snapshots/") || trace == "interface cni0" {
+            return true;
+        }
+        let Some(path) = trace.strip_prefix("file run/containerd/") else { return false };
+        [
+            "fifo",
+            "s",
+            "runc",
+            "io.containerd.grpc.v1.cri",
+            "io.containerd.grpc.v1.cri/containers",
+            "io.containerd.grpc.v1.cri/sandboxes",
+            "io.containerd.sandbox.controller.v1.shim",
+        ]
+        .contains(&path)
+            || [self.name.as_str(), "k8s.io"].iter().any(|space| path.ends_with(space))
+    }
+
+    /// Waits until nothing is there that was not there before, but for what is allowed to remain.
+    #[track_caller]
+    pub fn expect_traces(&self, before: &BTreeSet<String>, allowed: impl Fn(&str) -> bool) {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            let now = self.traces();
+            let left: Vec<&String> = now.difference(before).filter(|trace| !allowed(trace)).collect();
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < end, "left behind: {left:#?}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// The cgroups that carry the machine's name, parents first.
+    fn cgroups(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        named(&self.seen("/sys/fs/cgroup"), &self.name, 3, &mut found);
+        found
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        drop(self.input.take());
+        let end = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < end && matches!(self.unshare.try_wait(), Ok(None)) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let _ = self.unshare.kill();
+        let _ = self.unshare.wait();
+    }
+}
+
+/// Directories with the name in theirs, and all below those; parents first.
+fn named(at: &Path, name: &str, depth: usize, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(at).into_iter().flatten().flatten() {
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        if entry.file_name().to_string_lossy().contains(name) {
+            all_below(&entry.path(), found);
+        } else if depth > 0 {
+            named(&entry.path(), name, depth - 1, found);
+        }
+    }
+}
+
+fn all_below(at: &Path, found: &mut Vec<PathBuf>) {
+    found.push(at.into());
+    for entry in fs::read_dir(at).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            all_below(&entry.path(), found);
+        }
+    }
+}
+
+fn below(at: &Path, name: &str, depth: usize, into: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(at).into_iter().flatten().flatten() {
+        let name = format!("{name}/{}", entry.file_name().to_string_lossy());
+        if depth > 0 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            below(&entry.path(), &name, depth - 1, into);
+        }
+        into.insert(format!("file {name}"));
+    }
+}
+
+/// The first process of the machine that `unshare` made.
+fn child(unshare: u32) -> u32 {
+    let text = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).unwrap();
+    text.split_whitespace().next().unwrap().parse().unwrap()
+}

@@ -1,0 +1,140 @@
+//! What the tests of the engines share: engines on machines of their own, images, and cases that are run through two runtimes.
+//!
+//! `scripts/engines.sh` (part of `make test`) unpacks the engines. A *case* is a function that drives one of them and tells what it
+//! observed. It is run through runc's runtime first: what it asserts must hold there. Where the shim is staged, it is run through ours
+//! next, and what was observed must be the same, but for what [`DIFFERENCES`] names with a reason. After each run the machine must be as
+//! it was.
+//!
+//! `KATA_ENGINES=runc` (or `kata`) leaves the other runtime out.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+pub mod containerd;
+pub mod cri;
+mod differences;
+pub mod grpc;
+pub mod host;
+pub mod images;
+pub mod proto;
+pub mod stream;
+
+use std::{
+    env,
+    panic::{self, AssertUnwindSafe},
+    path::PathBuf,
+};
+
+pub use containerd::{Containerd, Version};
+pub use differences::DIFFERENCES;
+use serde_json::Value;
+
+/// A runtime of the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handler {
+    /// The reference.
+    Runc,
+    /// Ours.
+    Kata,
+}
+
+impl Handler {
+    /// Its type, as containerd names it.
+    pub fn runtime(self) -> &'static str {
+        match self {
+            Self::Runc => "io.containerd.runc.v2",
+            Self::Kata => "io.containerd.kata.v2",
+        }
+    }
+
+    /// Its name in Kubernetes and Docker.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Runc => "runc",
+            Self::Kata => "kata",
+        }
+    }
+
+    /// Whether it is ours.
+    pub fn is_kata(self) -> bool {
+        self == Self::Kata
+    }
+}
+
+/// Where our programs are, if the shim is among them.
+fn kata_programs() -> Option<PathBuf> {
+    let programs = e2e::stage_directory().join("bin");
+    programs.join("containerd-shim-kata-v2").exists().then_some(programs)
+}
+
+/// The runtimes that a case is to be run through.
+pub fn handlers() -> Vec<Handler> {
+    let only = env::var("KATA_ENGINES").ok();
+    let wanted = |handler: &Handler| only.as_deref().is_none_or(|only| only == handler.name());
+    let mut handlers = vec![Handler::Runc, Handler::Kata];
+    handlers.retain(wanted);
+    assert!(!handlers.is_empty(), "KATA_ENGINES is {only:?}; expected runc or kata");
+    if kata_programs().is_none() {
+        eprintln!("skipped with kata: the stage has no containerd-shim-kata-v2");
+        handlers.retain(|handler| *handler == Handler::Runc);
+    }
+    handlers
+}
+
+/// A case for containerd.
+pub type Case = fn(&Containerd, Handler) -> Value;
+
+/// Runs a case through each runtime and compares what was observed.
+#[track_caller]
+pub fn compare(version: Version, name: &str, case: Case) {
+    compare_configured(version, "", name, case);
+}
+
+/// The same on a containerd with more configuration.
+#[track_caller]
+pub fn compare_configured(version: Version, settings: &str, name: &str, case: Case) {
+    let mut seen: Option<Value> = None;
+    for handler in handlers() {
+        let engine = Containerd::configured(version, settings);
+        let before = engine.host.traces();
+        let mut observed = panic::catch_unwind(AssertUnwindSafe(|| {
+            let observed = case(&engine, handler);
+            // A killed shim of runc leaves its socket, and under containerd 2.1 the container runs on. That is runc's business.
+            let runcs = |_: &str| !handler.is_kata() && name.ends_with("the_shim_is_killed");
+            engine.host.expect_traces(&before, runcs);
+            observed
+        }))
+        .unwrap_or_else(|reason| {
+            eprintln!("{name} with {} failed; containerd's log ends:\n{}", handler.name(), engine.log());
+            panic::resume_unwind(reason);
+        });
+        differences::leave_out(name, &mut observed);
+        match &seen {
+            None => seen = Some(observed),
+            Some(reference) => assert_eq!(observed, *reference, "{name}: ours is the first, runc's the second"),
+        }
+    }
+}
+
+/// Makes each named function of its module a test for each version: `MODULE::CASE::containerd_1_7`.
+#[macro_export]
+macro_rules! cases {
+    ($($case:ident),* $(,)?) => {
+        $($crate::versions! { $case: containerd_1_6 V1_6, containerd_1_7 V1_7, containerd_2_1 V2_1 })*
+    };
+}
+
+/// Makes a function a test for the named versions.
+#[macro_export]
+macro_rules! versions {
+    ($case:ident: $($test:ident $version:ident),*) => {
+        mod $case {
+            $(
+                #[test]
+                fn $test() {
+                    let path = module_path!();
+                    let name = path.split_once("::").map_or(path, |(_, name)| name);
+                    $crate::compare($crate::Version::$version, name, super::$case);
+                }
+            )*
+        }
+    };
+}

@@ -1,0 +1,29 @@
+//! Kubernetes' pods by containerd's CRI: what a kubelet asks for, without the cluster around it.
+
+mod pods;
+mod streams;
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+/// No change of what a pod or container is made with.
+const PLAIN: Value = Value::Null;
+
+/// Waits until a condition holds.
+#[track_caller]
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + e2e::DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < end, "in vain: {what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A bind mount as a kubelet asks for it.
+fn mount(host: impl AsRef<std::path::Path>, container: &str, read_only: bool) -> Value {
+    json!({"host_path": host.as_ref(), "container_path": container, "readonly": read_only})
+}

@@ -1,0 +1,164 @@
+//! A container in the foreground: what it is given and what it gives.
+
+use std::time::Duration;
+
+use engines::{Containerd, Handler, cases, containerd::run_arguments};
+use serde_json::{Value, json};
+
+use super::{seen, wait_until};
+
+cases!(
+    output_and_code,
+    a_signal_gives_128_and_its_number,
+    a_program_that_is_not_there,
+    input_reaches_the_end,
+    much_output_is_whole,
+    environment_directory_and_user,
+    terminal,
+    capabilities_and_seccomp,
+    hostname_and_annotations,
+    signal_to_ctr_reaches_the_process,
+    ctr_killed_leaves_the_container,
+    network_of_the_host,
+);
+
+fn output_and_code(engine: &Containerd, handler: Handler) -> Value {
+    let output = engine.run(handler, &["--rm"], "one", &["sh", "-c", "echo out; echo err >&2; exit 7"]);
+    assert_eq!((output.code, output.text().as_str(), output.stderr.as_str()), (7, "out\n", "err\n"));
+    seen(&output)
+}
+
+fn a_signal_gives_128_and_its_number(engine: &Containerd, handler: Handler) -> Value {
+    // The first process of a namespace takes no signal from inside that it does not handle.
+    let output =
+        engine.run(handler, &["--rm"], "killed", &["sh", "-c", "sh -c 'kill -9 $$'; echo $?; exec sh -c 'exit 143'"]);
+    assert_eq!((output.code, output.text().as_str()), (143, "137\n"), "{}", output.stderr);
+    seen(&output)
+}
+
+fn a_program_that_is_not_there(engine: &Containerd, handler: Handler) -> Value {
+    let output = engine.run(handler, &["--rm"], "missing", &["no-such-program"]);
+    assert_eq!(output.code, 1, "{}", output.stderr);
+    assert!(output.stderr.contains("no-such-program"), "{}", output.stderr);
+    assert!(engine.status("missing").is_none());
+    json!({"code": output.code, "stdout": output.text(), "not found": output.stderr.contains("not found")})
+}
+
+fn input_reaches_the_end(engine: &Containerd, handler: Handler) -> Value {
+    let mut command = engine.ctr_command(run_arguments(handler, &["--rm"], "input", &["sh", "-c", "wc -c; echo end"]));
+    let output = e2e::run_with_input(&mut command, |input| {
+        for _ in 0..1000 {
+            input.write_all(&[b'x'; 1000]).unwrap();
+        }
+    });
+    assert_eq!(output.text(), "1000000\nend\n", "{}", output.stderr);
+    seen(&output)
+}
+
+fn much_output_is_whole(engine: &Containerd, handler: Handler) -> Value {
+    let output = engine.run(handler, &["--rm"], "much", &["sh", "-c", "seq 1 300000; seq 1 1000 >&2"]);
+    let lines: Vec<String> = output.text().lines().map(String::from).collect();
+    assert_eq!((output.code, lines.len()), (0, 300_000));
+    assert!(lines.iter().enumerate().all(|(number, line)| *line == (number + 1).to_string()));
+    assert_eq!(output.stderr.lines().count(), 1000);
+    json!(output.code)
+}
+
+fn environment_directory_and_user(engine: &Containerd, handler: Handler) -> Value {
+    let mut options = vec!["--rm", "--env", "ONE=1", "--env", "TWO=a b", "--cwd", "/home/user"];
+    // 1.6 does not have it.
+    let user = engine.version >= engines::Version::V1_7;
+    if user {
+        options.extend(["--user", "1000:1000"]);
+    }
+    let script = "pwd; id; env | sort; ls -ld /tmp; umask; touch /etc/no; echo $?";
+    let output = engine.run(handler, &options, "given", &["sh", "-c", script]);
+    let text = output.text();
+    for line in ["/home/user", "ONE=1", "TWO=a b", "FROM_IMAGE=yes"] {
+        assert!(text.lines().any(|other| other == line), "{line}: {text}");
+    }
+    assert!(text.contains("uid=1000(user) gid=1000(user)") == user, "{text}{}", output.stderr);
+    seen(&output)
+}
+
+fn terminal(engine: &Containerd, handler: Handler) -> Value {
+    let command = engine.ctr_command(run_arguments(handler, &["--rm", "--tty"], "tty", &["sh"]));
+    let mut terminal = e2e::Terminal::start(&command, 30, 100);
+    // Its size reaches the terminal some time later.
+    terminal.write("tty; until [ \"$(stty size)\" = '30 100' ]; do sleep 0.1; done; echo sta''rted\r");
+    terminal.expect("started\r");
+    terminal.resize(44, 123);
+    terminal.write("until [ \"$(stty size)\" = '44 123' ]; do sleep 0.1; done; echo res''ized\r");
+    terminal.expect("resized");
+    terminal.write("echo err >&2; exit 9\r");
+    let (code, shown) = terminal.finish();
+    assert_eq!(code, 9, "{shown}");
+    assert!(shown.contains("err\r"), "{shown}");
+    json!({"code": code, "tty": shown.lines().map(str::trim_end).find(|line| line.starts_with("/dev/"))})
+}
+
+fn capabilities_and_seccomp(engine: &Containerd, handler: Handler) -> Value {
+    let script = "grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status; chown 1 /tmp 2>&1; chroot / true 2>&1; unshare --user true 2>&1";
+    let plain = engine.run(handler, &["--rm"], "plain", &["sh", "-c", script]);
+    let options = ["--rm", "--seccomp", "--cap-drop", "CAP_CHOWN", "--cap-add", "CAP_SYS_NICE"];
+    let confined = engine.run(handler, &options, "confined", &["sh", "-c", script]);
+    assert!(confined.text().contains("Operation not permitted"), "{}", confined.text());
+    assert_ne!(plain.text(), confined.text());
+    json!([seen(&plain), seen(&confined)])
+}
+
+fn hostname_and_annotations(engine: &Containerd, handler: Handler) -> Value {
+    let mut options = vec!["--rm", "--label", "test.label=1"];
+    // 1.6 has neither.
+    if engine.version >= engines::Version::V1_7 {
+        options.extend(["--hostname", "given", "--annotation", "test.annotation=1"]);
+    }
+    let output = engine.run(handler, &options, "named", &["sh", "-c", "hostname"]);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    json!(if engine.version >= engines::Version::V1_7 { output.text() } else { String::new() })
+}
+
+fn signal_to_ctr_reaches_the_process(engine: &Containerd, handler: Handler) -> Value {
+    let script = "trap 'echo caught; exit 5' TERM; echo ready; while :; do sleep 0.1; done";
+    let mut command = engine.ctr_command(run_arguments(handler, &["--rm"], "forward", &["sh", "-c", script]));
+    let running = e2e::Background::start(&mut command);
+    wait_until("the container runs", || engine.status("forward").as_deref() == Some("RUNNING"));
+    // It may have set its trap only now.
+    std::thread::sleep(Duration::from_secs(1));
+    for pid in engine.host.processes_with("run --runtime") {
+        engine.host.kill("TERM", pid);
+    }
+    let output = running.finish();
+    assert_eq!((output.code, output.text().as_str()), (5, "ready\ncaught\n"), "{}", output.stderr);
+    seen(&output)
+}
+
+fn ctr_killed_leaves_the_container(engine: &Containerd, handler: Handler) -> Value {
+    let shared = super::Shared::new(engine, "shared");
+    // More than any buffer on the way holds, while nobody reads.
+    let script = "until [ -e /shared/go ]; do sleep 0.1; done; seq 1 100000 & sleep 2; echo alive >/shared/alive; wait";
+    let options = ["--mount", &shared.option];
+    let mut command = engine.ctr_command(run_arguments(handler, &options, "orphan", &["sh", "-c", script]));
+    let running = e2e::Background::start(&mut command);
+    wait_until("the container runs", || engine.status("orphan").as_deref() == Some("RUNNING"));
+    for pid in engine.host.processes_with("run --runtime") {
+        engine.host.kill("KILL", pid);
+    }
+    running.finish();
+    std::fs::write(shared.path.join("go"), "").unwrap();
+    shared.expect("alive");
+    let status = engine.status("orphan");
+    engine.remove("orphan");
+    json!(status)
+}
+
+fn network_of_the_host(engine: &Containerd, handler: Handler) -> Value {
+    let output = engine.run(handler, &["--rm", "--net-host"], "net", &["true"]);
+    if handler.is_kata() {
+        assert_ne!(output.code, 0);
+        assert!(output.stderr.contains("network"), "{}", output.stderr);
+    } else {
+        assert_eq!(output.code, 0, "{}", output.stderr);
+    }
+    Value::Null
+}
