@@ -338,7 +338,12 @@ impl Store {
         private(&self.root, true)
             .map_err(|e| Error::io(format!("create the state directory {}", self.root.display()), e))?;
         let path = self.root.join(id);
-        match private(&path, false) {
+        let mut made = private(&path, false);
+        if made.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            // The last sandbox has just gone, and the root with it.
+            made = private(&self.root, true).and_then(|()| private(&path, false));
+        }
+        match made {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(self.exists(id)),
             other => other.map_err(|e| Error::io(format!("create {}", path.display()), e))?,
         }
@@ -348,6 +353,15 @@ impl Store {
                 .map_err(|e| Error::io(format!("create {}", dir.file(name).display()), e))?;
         }
         Ok(dir)
+    }
+
+    /// Removes the root, and `levels` directories above it, as far as they are empty.
+    pub fn remove_if_empty(&self, levels: usize) {
+        for directory in self.root.ancestors().take(levels + 1) {
+            if fs::remove_dir(directory).is_err() {
+                return;
+            }
+        }
     }
 
     /// The directory of an existing container.
@@ -418,6 +432,19 @@ mod tests {
             network_namespace: None,
             cgroups: Vec::new(),
         }
+    }
+
+    #[test]
+    fn an_empty_root_goes_and_comes_back() {
+        let top = tempfile::tempdir().unwrap();
+        let store = Store::new(top.path().join("shim/default"));
+        let dir = store.reserve("c1").unwrap();
+        store.remove_if_empty(1);
+        assert!(dir.path().exists());
+        dir.purge().unwrap();
+        store.remove_if_empty(1);
+        assert_eq!(fs::read_dir(top.path()).unwrap().count(), 0);
+        store.reserve("c1").unwrap();
     }
 
     #[test]

@@ -114,5 +114,6 @@ pub(crate) fn purge(namespace: &str, sandbox: &str) -> Result<u32> {
     };
     let pid = dir.load().ok().and_then(|state| state.daemon).map_or(0, |shim| shim.pid);
     dir.purge()?;
+    store.remove_if_empty(1);
     Ok(pid)
 }

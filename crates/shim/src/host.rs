@@ -250,7 +250,11 @@ fn remove(dir: &StateDir, cgroup: Option<HostCgroup>) -> Result<()> {
         state.daemon = None;
         dir.save(&state)?;
     }
-    Ok(dir.purge()?)
+    dir.purge()?;
+    if let Some(root) = dir.path().parent() {
+        Store::new(root).remove_if_empty(1);
+    }
+    Ok(())
 }
 
 /// `CLOCK_MONOTONIC`, nanoseconds.
