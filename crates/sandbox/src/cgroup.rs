@@ -1,11 +1,13 @@
 //! The host's control group of a sandbox: the process that hosts it, and so every process that this starts, is accounted for and limited where
 //! the engine wants the pod to be.
 //!
-//! With cgroup v1 that is one directory in each hierarchy, with v2 one in all.
+//! With cgroup v1 that is one directory in each hierarchy, with v2 one in all. Where systemd owns the hierarchy, the sandbox's is a directory
+//! in the slice that the kubelet had systemd make for the pod.
 
 use std::{
-    fs,
+    fs, io,
     path::{Component, Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use crate::{Error, Result};
@@ -97,10 +99,21 @@ impl HostCgroup {
     }
 }
 
-/// Removes cgroups of a sandbox that are empty.
+/// How long processes that were killed may take to leave a cgroup: until their parent has reaped them.
+const LEAVE_DEADLINE: Duration = Duration::from_secs(2);
+/// How often that is looked at; there is nothing to wait for in cgroup v1.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Removes cgroups of a sandbox. One that something else is in stays.
 pub(crate) fn remove(made: &[PathBuf]) {
+    let end = Instant::now() + LEAVE_DEADLINE;
     for dir in made {
-        let _ = fs::remove_dir(dir);
+        while let Err(error) = fs::remove_dir(dir) {
+            if error.kind() != io::ErrorKind::ResourceBusy || Instant::now() > end {
+                break;
+            }
+            std::thread::sleep(PAUSE);
+        }
     }
 }
 

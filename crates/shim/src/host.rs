@@ -196,11 +196,6 @@ fn limits_of_pod(annotations: &HashMap<String, String>) -> Limits {
 /// Moves this process, and so the machine, to where the pod is accounted for. Where that cannot be the pod runs nevertheless.
 fn enter_cgroup(spec: &Spec, journal: &Journal) -> Option<HostCgroup> {
     let path = spec.linux().as_ref()?.cgroups_path().clone()?;
-    // In systemd's form, SLICE:PREFIX:NAME, it is not a path; systemd would have to be asked.
-    if path.to_string_lossy().contains(':') {
-        log::debug(&format!("cgroup {} is systemd's to make", path.display()));
-        return None;
-    }
     let entered = HostCgroup::enter(&path, &mut |made| journal.update(|state| state.cgroups.insert(0, made.into())));
     entered.inspect_err(|error| log::warn(&format!("enter the cgroup {}: {}", path.display(), error.chain()))).ok()
 }
