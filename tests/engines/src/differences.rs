@@ -14,7 +14,11 @@ pub struct Difference {
 }
 
 /// All of them.
-pub const DIFFERENCES: &[Difference] = &[];
+pub const DIFFERENCES: &[Difference] = &[Difference {
+    case: "ctr::life::figures",
+    pointer: "/kinds",
+    reason: "ours tells of the guest's interfaces, too: the host cannot see them in the container's network namespace",
+}];
 
 /// Removes from an observation what is not compared.
 pub(crate) fn leave_out(case: &str, observed: &mut Value) {

@@ -36,13 +36,25 @@ if ! [ -e /sys/fs/cgroup/cgroup.controllers ]; then
     done
     umount -R "$1/cgroup"
     rmdir "$1/cgroup"
-    while read -r name hierarchy _; do
+    # One that is in use elsewhere comes together with what it was put together with. Another machine may begin or end meanwhile.
+    together() {
+        hierarchy=$(awk -v "n=$1" '$1 == n { print $2 }' /proc/cgroups)
+        [ "$hierarchy" = 0 ] && echo "$1" ||
+            awk -v "h=$hierarchy" '$2 == h { printf "%s%s", comma, $1; comma = "," }' /proc/cgroups
+    }
+    while read -r name _; do
         [ "${name:0:1}" != '#' ] && ! [ -e "/sys/fs/cgroup/$name" ] || continue
-        # One that is in use elsewhere comes together with what it was put together with.
-        [ "$hierarchy" = 0 ] || name=$(awk -v "h=$hierarchy" '$2 == h { printf "%s%s", comma, $1; comma = "," }' /proc/cgroups)
-        mkdir -p "/sys/fs/cgroup/$name"
-        mount -t cgroup -o "$name" cgroup "/sys/fs/cgroup/$name"
+        for _ in {1..50}; do
+            all=$(together "$name")
+            mkdir -p "/sys/fs/cgroup/$all"
+            ! mount -t cgroup -o "$all" cgroup "/sys/fs/cgroup/$all" 2>"$1/why" || continue 2
+            rmdir "/sys/fs/cgroup/$all"
+            sleep 0.1
+        done
+        cat "$1/why" >&2
+        exit 1
     done </proc/cgroups
+    rm -f "$1/why"
 fi
 mount -t tmpfs -o mode=755 tmpfs /run
 for place in /etc /var/lib; do

@@ -60,7 +60,7 @@ fn exec_on_a_terminal(engine: &Containerd, handler: Handler) -> Value {
     terminal.resize(31, 71);
     terminal.write("until [ \"$(stty size)\" = '31 71' ]; do sleep 0.1; done; echo res''ized\r");
     terminal.expect("resized");
-    terminal.write("sh -c 'trap \"echo inter\"\"rupted\" INT; echo wai\"\"ting; sleep 1000'\r");
+    terminal.write("sh -c 'trap \"echo inter\"\"rupted; exit\" INT; echo wai\"\"ting; while :; do sleep 0.1; done'\r");
     terminal.expect("waiting");
     // Control-C goes to what runs in front; the shell then goes on.
     terminal.write("\x03");
