@@ -36,7 +36,7 @@ async fn answer(agent: Rc<Agent>, mut stream: BoxStream) {
         }
         return;
     }
-    agent.log.debug(format_args!("call: {}", name(&request)));
+    agent.log.debug(format_args!("call: {}", request.name()));
     // Boxed, because every stream has one of these, and most are no calls.
     let answer = match Box::pin(call(&agent, request, &mut stream)).await {
         Ok(Some(answer)) => answer,
@@ -89,7 +89,7 @@ async fn reply_to(agent: &Rc<Agent>, request: Request, stream: &mut BoxStream) -
     match request {
         Request::Hello(hello) => self::hello(agent, &hello).map(Reply::Hello),
         Request::Attach { .. } | Request::Events | Request::Dial { .. } => {
-            Err(internal(format!("{} is no call that is answered once", name(&request))))
+            Err(internal(format!("{} is no call that is answered once", request.name())))
         }
         Request::CreateContainer(request) => {
             let container = container::create(agent, *request).await?;
@@ -184,29 +184,4 @@ fn hello(agent: &Agent, hello: &Hello) -> Result<HelloReply, Fault> {
         stages: agent.stages.list().to_vec(),
         now_ns: boot::now_ns(),
     })
-}
-
-fn name(request: &Request) -> &'static str {
-    match request {
-        Request::Hello(_) => "hello",
-        Request::Attach { .. } => "attach",
-        Request::CreateContainer(_) => "create container",
-        Request::StartContainer { .. } => "start container",
-        Request::Exec(_) => "exec",
-        Request::Signal { .. } => "signal",
-        Request::ResizeTty { .. } => "resize tty",
-        Request::Pause { .. } => "pause",
-        Request::Resume { .. } => "resume",
-        Request::Processes { .. } => "processes",
-        Request::DeleteContainer { .. } => "delete container",
-        Request::ConfigurePod(_) => "configure pod",
-        Request::ConfigureNetwork(_) => "configure network",
-        Request::UpdateContainer { .. } => "update container",
-        Request::Statistics { .. } => "statistics",
-        Request::Online { .. } => "online",
-        Request::UpdateFiles { .. } => "update files",
-        Request::Events => "events",
-        Request::Dial { .. } => "dial",
-        Request::Metrics => "metrics",
-    }
 }

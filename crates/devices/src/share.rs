@@ -157,6 +157,17 @@ impl SharedDir {
         Ok(())
     }
 
+    /// Unmounts the directory itself with all that is attached. It goes when the last who has something in it open has gone.
+    ///
+    /// # Errors
+    /// [`Error::Path`]; that it is not mounted is none.
+    pub fn unmount(&self) -> Result<(), Error> {
+        match rustix::mount::unmount(&self.path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Err(Errno::INVAL | Errno::NOENT) | Ok(()) => Ok(()),
+            Err(error) => Err(Error::path("unmount the shared directory at", &self.path)(error)),
+        }
+    }
+
     /// Opens a directory of the tmpfs itself: never through a link, never into something attached, whose names are the
     /// guest's to choose.
     fn open_beneath(&self, relative: &Path) -> Result<OwnedFd, Errno> {

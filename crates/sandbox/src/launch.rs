@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Error, Result,
     api::{Reply, StdioSet},
-    bundle::Bundle,
+    bundle::{Bundle, NetworkNamespace},
     client::{Connection, Running, StdioEnds},
     daemon,
     plan::Plan,
@@ -59,6 +59,8 @@ pub(crate) struct Boot {
     pub(crate) start: bool,
     pub(crate) plan: Plan,
     pub(crate) demand: Demand,
+    /// The network namespace whose interfaces the guest shall have; it has been checked.
+    pub(crate) network: Option<PathBuf>,
     pub(crate) begun_ns: u64,
 }
 
@@ -74,6 +76,7 @@ pub fn launch(launch: Launch<'_>) -> Result<Running> {
     store.check_free(id)?;
     let plan = Plan::new(config, warn)?;
     let root = Rootfs::Tree { tree: open_tree(&bundle.rootfs, true)?, read_only: false };
+    let network = check_network(bundle)?;
     let limits = Limits::of(&bundle.spec);
     limits.check()?;
     let demand = Demand::fixed(limits, &config.qemu);
@@ -83,7 +86,8 @@ pub fn launch(launch: Launch<'_>) -> Result<Running> {
     let launched = (|| {
         let state = initial_state(id, bundle);
         dir.save(&state)?;
-        let boot = Boot { dir: dir.path().into(), state, parts, stdio: stdio.set(), start, plan, demand, begun_ns };
+        let boot =
+            Boot { dir: dir.path().into(), state, parts, stdio: stdio.set(), start, plan, demand, network, begun_ns };
         let attached: Vec<BorrowedFd<'_>> = trees.iter().chain(&disks).map(AsFd::as_fd).collect();
         converse(&dir, &boot, attached, &stdio)
     })();
@@ -97,6 +101,24 @@ pub fn launch(launch: Launch<'_>) -> Result<Running> {
             Err(error)
         }
     }
+}
+
+/// The network namespace that the bundle names, if it names one.
+fn check_network(bundle: &Bundle) -> Result<Option<PathBuf>> {
+    let NetworkNamespace::Path(path) = bundle.network_namespace() else { return Ok(None) };
+    // A relative path would mean something else to the daemon.
+    let path = fs::canonicalize(&path).unwrap_or(path);
+    if network::Namespace::open(&path)?.is_host()? {
+        return Err(Error::Bundle {
+            file: bundle.dir.join("config.json"),
+            field: "linux.namespaces".into(),
+            problem: format!(
+                "the network namespace {} is the host's; a virtual machine cannot share it: leave `path` out for a new one",
+                path.display()
+            ),
+        });
+    }
+    Ok(Some(path))
 }
 
 /// What is written down of a sandbox before anything of it exists.

@@ -238,8 +238,6 @@ fn remove(dir: &StateDir, cgroup: Option<HostCgroup>) -> Result<()> {
     if let Some(mut cgroup) = cgroup {
         cgroup.leave();
     }
-    // It is mounted in this process's namespace, by nobody else's leave; the library leaves it to the end of the process.
-    let _not_mounted = rustix::mount::unmount(dir.file("shared"), rustix::mount::UnmountFlags::DETACH);
     // Purging kills whoever hosts the sandbox, which is this process.
     if let Ok(mut state) = dir.load() {
         state.daemon = None;

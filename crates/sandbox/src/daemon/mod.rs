@@ -119,7 +119,7 @@ async fn hung_up(stream: &tokio::net::UnixStream) {
 
 /// From nothing to a container. Gives its process's id in the guest.
 async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Result<(Rc<Host>, UnixListener, u32)> {
-    let Boot { state, parts, stdio, start, plan, demand, begun_ns, .. } = boot;
+    let Boot { state, parts, stdio, start, plan, demand, network, begun_ns, .. } = boot;
     if descriptors.len() != parts.shares.len() + parts.disks.len() + stdio.count() {
         return Err(Error::State("the caller sent another number of descriptors than it said".into()));
     }
@@ -135,6 +135,10 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
     let listener = UnixListener::bind(socket_path(&dir)?.path())
         .map_err(|e| Error::io(format!("listen on {}", dir.file("sock").display()), e))?;
     devices::share::enter_private_namespace()?;
+    if let Some(path) = &network {
+        // This is the only thread.
+        network::Namespace::open(path)?.enter()?;
+    }
     let observer = Rc::new(Recorder(journal.clone()));
     let sandbox = Sandbox::boot(Birth {
         plan,
@@ -142,7 +146,7 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
         journal: journal.clone(),
         observer,
         pod: None,
-        network: false,
+        network: network.is_some(),
         disks,
         begun_ns,
     })

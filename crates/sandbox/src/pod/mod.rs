@@ -106,19 +106,29 @@ impl Sandbox {
         let mut timeline = Timeline::new(begun_ns);
         timeline.mark("host-started");
         let shared = SharedDir::create(&journal.dir().file("shared"))?;
-        let model = plan.config.runtime.internetworking_model;
-        let network = if network { PodNetwork::open(model, demand.vcpus)? } else { None };
-        let (network, nics) = network.map_or((None, Vec::new()), |(network, nics)| (Some(network), nics));
-        let order = Order {
-            plan: &plan,
-            demand,
-            shared: shared.path(),
-            journal: &journal,
-            observer,
-            nics,
-            disks: disks.into(),
+        let begun = async {
+            let model = plan.config.runtime.internetworking_model;
+            let network = if network { PodNetwork::open(model, demand.vcpus)? } else { None };
+            let (network, nics) = network.map_or((None, Vec::new()), |(network, nics)| (Some(network), nics));
+            let order = Order {
+                plan: &plan,
+                demand,
+                shared: shared.path(),
+                journal: &journal,
+                observer,
+                nics,
+                disks: disks.into(),
+            };
+            Ok::<_, Error>((boot(order, &mut timeline).await?, network))
         };
-        let machine = boot(order, &mut timeline).await?;
+        let (machine, network) = match begun.await {
+            Ok(begun) => begun,
+            Err(error) => {
+                // The error that matters is the one being returned.
+                let _ = shared.unmount();
+                return Err(error);
+            }
+        };
         let sandbox = Rc::new(Self {
             machine,
             shared,
@@ -445,6 +455,9 @@ impl Sandbox {
     pub async fn stop(&self) {
         self.machine.end().await;
         self.close_network().await;
+        if let Err(error) = self.shared.unmount() {
+            eprintln!("{}", crate::error::chain(&error));
+        }
     }
 
     /// Writes down when each step of the start was finished.
