@@ -11,7 +11,7 @@ use std::{
     },
     path::PathBuf,
     process::{Command, Stdio},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use config::Config;
@@ -25,7 +25,7 @@ use crate::{
     daemon,
     plan::Plan,
     pod::{Demand, Limits},
-    store::{ContainerState, ProcessRef, StateDir, Status, Store},
+    store::{ContainerState, ProcessRef, StateDir, Store},
     translate::{Parts, Prepared, Rootfs, open_tree},
 };
 
@@ -125,22 +125,9 @@ fn check_network(bundle: &Bundle) -> Result<Option<PathBuf>> {
 pub fn initial_state(id: &str, bundle: &Bundle) -> ContainerState {
     ContainerState {
         oci_version: bundle.spec.version().clone(),
-        id: id.into(),
-        status: Status::Creating,
-        pid: 0,
-        bundle: bundle.dir.clone(),
         rootfs: bundle.rootfs.clone(),
-        created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
         annotations: bundle.spec.annotations().clone().unwrap_or_default(),
-        exit: None,
-        failure: None,
-        creator: ProcessRef::of(std::process::id()),
-        daemon: None,
-        vmm: None,
-        virtiofs: None,
-        guest_kernel: None,
-        network_namespace: None,
-        cgroups: Vec::new(),
+        ..ContainerState::new(id, &bundle.dir)
     }
 }
 

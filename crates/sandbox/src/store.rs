@@ -16,7 +16,7 @@ use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use agent_api::ExitStatus;
@@ -150,6 +150,32 @@ pub struct ContainerState {
     /// Host cgroups that were made for the sandbox, innermost first.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
+}
+
+impl ContainerState {
+    /// What is known of a container before anything of it exists.
+    pub fn new(id: &str, bundle: impl Into<PathBuf>) -> Self {
+        let bundle = bundle.into();
+        Self {
+            oci_version: "1.0.2".into(),
+            id: id.into(),
+            status: Status::Creating,
+            pid: 0,
+            rootfs: bundle.join("rootfs"),
+            bundle,
+            created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
+            annotations: HashMap::new(),
+            exit: None,
+            failure: None,
+            creator: ProcessRef::of(std::process::id()),
+            daemon: None,
+            vmm: None,
+            virtiofs: None,
+            guest_kernel: None,
+            network_namespace: None,
+            cgroups: Vec::new(),
+        }
+    }
 }
 
 /// The directory of one container.
@@ -413,25 +439,7 @@ mod tests {
     use super::*;
 
     fn state(id: &str) -> ContainerState {
-        ContainerState {
-            oci_version: "1.0.2".into(),
-            id: id.into(),
-            status: Status::Running,
-            pid: 1,
-            bundle: "/b".into(),
-            rootfs: "/b/rootfs".into(),
-            created: String::new(),
-            annotations: HashMap::new(),
-            exit: None,
-            failure: None,
-            creator: None,
-            daemon: None,
-            vmm: None,
-            virtiofs: None,
-            guest_kernel: None,
-            network_namespace: None,
-            cgroups: Vec::new(),
-        }
+        ContainerState { status: Status::Running, pid: 1, creator: None, ..ContainerState::new(id, "/b") }
     }
 
     #[test]

@@ -1,13 +1,6 @@
 //! The sandbox library, hosted by this process.
 
-use std::{
-    cell::RefCell,
-    collections::HashMap,
-    fs,
-    path::Path,
-    rc::Rc,
-    time::{Duration, SystemTime},
-};
+use std::{cell::RefCell, collections::HashMap, fs, path::Path, rc::Rc, time::Duration};
 
 use ::sandbox::{
     Observer, Prepared,
@@ -110,7 +103,7 @@ impl Hosted {
         let booted = async {
             let mut state = match &bundle {
                 Some(bundle) => launch::initial_state(&boot.sandbox, bundle),
-                None => state_without_bundle(&boot),
+                None => ContainerState::new(&boot.sandbox, &boot.bundle),
             };
             state.daemon = ProcessRef::of(std::process::id());
             state.creator = None;
@@ -208,28 +201,6 @@ fn shared_by(spec: &Spec) -> Pod {
         domainname: spec.domainname().clone().unwrap_or_default(),
         sysctl: sysctl.into_iter().collect(),
         shm_size: 0,
-    }
-}
-
-fn state_without_bundle(boot: &Boot) -> ContainerState {
-    ContainerState {
-        oci_version: "1.0.2".into(),
-        id: boot.sandbox.clone(),
-        status: Status::Creating,
-        pid: 0,
-        bundle: boot.bundle.clone(),
-        rootfs: boot.bundle.join("rootfs"),
-        created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
-        annotations: Default::default(),
-        exit: None,
-        failure: None,
-        creator: None,
-        daemon: None,
-        vmm: None,
-        virtiofs: None,
-        guest_kernel: None,
-        network_namespace: None,
-        cgroups: Vec::new(),
     }
 }
 

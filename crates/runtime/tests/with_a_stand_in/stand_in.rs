@@ -67,23 +67,12 @@ impl StandIn {
         let made = Command::new(env!("CARGO_BIN_EXE_kata-runtime")).args(["spec", "-b"]).arg(&bundle).status();
         assert!(made.unwrap().success());
         let state = ContainerState {
-            oci_version: "1.0.2".into(),
-            id: ID.into(),
             status,
             pid: std::process::id(),
-            rootfs: bundle.join("rootfs"),
-            bundle,
             created: "2026-11-24T01:02:41.870406963Z".into(),
-            annotations: Default::default(),
-            exit: None,
-            failure: None,
             creator: None,
             daemon: ProcessRef::of(std::process::id()),
-            vmm: None,
-            virtiofs: None,
-            guest_kernel: None,
-            network_namespace: None,
-            cgroups: Vec::new(),
+            ..ContainerState::new(ID, bundle)
         };
         fs::write(state_dir.join("state.json"), serde_json::to_vec(&state).unwrap()).unwrap();
         let listener = UnixListener::bind(state_dir.join("sock")).unwrap();
