@@ -32,4 +32,6 @@ say "guest files for $architecture: kernel $kernel"
 for file in vmlinux.container kata-containers-initrd.img; do
     mv "$guest/$file.new" "$guest/$file"
 done
+# The tests pass over a guest whose agent speaks another version of the protocol.
+sed -n 's/^pub const PROTOCOL_VERSION: u32 = \(.*\);/\1/p' "$top/crates/agent-api/src/lib.rs" >"$guest/protocol"
 say "guest files for $architecture: $guest"

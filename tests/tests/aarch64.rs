@@ -49,6 +49,13 @@ fn prepare() -> Result<Foreign, String> {
     let guest = cache.join("guest").join(ARCHITECTURE);
     let kernel = existing(guest.join("vmlinux.container"))?;
     let initrd = existing(guest.join("kata-containers-initrd.img"))?;
+    let protocol = std::fs::read_to_string(guest.join("protocol")).unwrap_or_default();
+    if protocol.trim() != agent_api::PROTOCOL_VERSION.to_string() {
+        return Err(format!(
+            "the guest in {} is of another release; `make {ARCHITECTURE}` makes it anew",
+            guest.display()
+        ));
+    }
     let program = format!("qemu-system-{ARCHITECTURE}");
     let found = env::split_paths(&env::var_os("PATH").unwrap_or_default()).any(|dir| dir.join(&program).exists());
     if !found {
