@@ -58,9 +58,14 @@ fn processes(mine: &str) -> BTreeSet<String> {
     found
 }
 
+/// What cgroups of engines begin with, whose tests may run beside: containerd's namespaces, the kubelet's and Docker's, and the tests' own.
+const OF_ENGINES: [&str; 7] = ["containerd", "default", "docker", "k8s.io", "kt", "kubepods", "moby"];
+
 fn directories(at: &Path, depth: usize, into: &mut BTreeSet<String>) {
     for entry in fs::read_dir(at).into_iter().flatten().flatten() {
-        if depth > 0 && entry.file_type().is_ok_and(|t| t.is_dir()) {
+        let name = entry.file_name();
+        let of_engine = OF_ENGINES.iter().any(|engine| name.to_string_lossy().starts_with(engine));
+        if depth > 0 && !of_engine && entry.file_type().is_ok_and(|t| t.is_dir()) {
             into.insert(entry.path().display().to_string());
             directories(&entry.path(), depth - 1, into);
         }
