@@ -75,13 +75,13 @@ mod tests {
             (
                 Arch::X86_64,
                 None,
-                "console=ttyS0 panic=-1 quiet cryptomgr.notests \
+                "console=ttyS0 panic=-1 quiet cryptomgr.notests percpu_alloc=page \
                  no_timer_check noreplace-smp nolapic_timer",
             ),
             (
                 Arch::X86_64,
                 Some("microvm"),
-                "console=ttyS0 panic=-1 quiet cryptomgr.notests reboot=t \
+                "console=ttyS0 panic=-1 quiet cryptomgr.notests reboot=t percpu_alloc=page \
                  no_timer_check noreplace-smp nolapic_timer",
             ),
             (Arch::Aarch64, None, "console=ttyAMA0 panic=-1 quiet cryptomgr.notests earlycon"),

@@ -86,6 +86,10 @@ pub(crate) struct Model {
 /// Options of every machine: no guest memory in core dumps, and none of the host's work on merging equal pages.
 const COMMON: &str = "dump-guest-core=off,mem-merge=off";
 
+/// What each CPU has of its own is allotted by pages. Otherwise a guest with one CPU allots it by 2 MiB, and keeps an array of 4 MiB
+/// to know which control group has what of them.
+const PC_MEMORY: &str = "percpu_alloc=page";
+
 /// The first of an architecture is its default.
 const MODELS: [Model; 3] = [
     Model {
@@ -101,7 +105,7 @@ const MODELS: [Model; 3] = [
         firmware: true,
         // The PIT and the PIC stay: kernels calibrate their clocks by them.
         options: "sata=off,smbus=off,usb=off,vmport=off,graphics=off,i8042=off,smm=off",
-        kernel_params: "",
+        kernel_params: PC_MEMORY,
     },
     Model {
         kind: Kind::Microvm,
@@ -117,7 +121,7 @@ const MODELS: [Model; 3] = [
         // Without ACPI there is no bytecode to interpret; QEMU then names the devices on the kernel's command line.
         options: "acpi=off,auto-kernel-cmdline=on,isa-serial=on",
         // The only reset that this machine has is a triple fault.
-        kernel_params: "reboot=t",
+        kernel_params: "reboot=t percpu_alloc=page",
     },
     Model {
         kind: Kind::Virt,
