@@ -9,6 +9,9 @@ use crate::{Result, store::StateDir, sys};
 /// File in the state directory.
 pub const FILE: &str = "timeline.json";
 
+/// Steps that are kept: those of the machine and of its first containers. A pod may start containers for months.
+const MOST_STEPS: usize = 64;
+
 /// One finished step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
@@ -26,11 +29,14 @@ pub struct Timeline {
     begun_ns: u64,
     /// In the order of their time.
     pub steps: Vec<Step>,
+    /// How many of them the file has.
+    #[serde(skip)]
+    saved: usize,
 }
 
 impl Timeline {
     pub(crate) fn new(begun_ns: u64) -> Self {
-        Self { begun_ns, steps: Vec::new() }
+        Self { begun_ns, steps: Vec::new(), saved: 0 }
     }
 
     /// Notes that something was finished just now.
@@ -40,6 +46,9 @@ impl Timeline {
 
     /// Notes that something was finished at a moment of `CLOCK_MONOTONIC`.
     pub(crate) fn mark_at(&mut self, actor: &str, name: &str, at_ns: u64) {
+        if self.steps.len() >= MOST_STEPS {
+            return;
+        }
         self.steps.push(Step { actor: actor.into(), name: name.into(), at_ns: at_ns.saturating_sub(self.begun_ns) });
     }
 
@@ -52,9 +61,14 @@ impl Timeline {
     }
 
     pub(crate) fn save(&mut self, dir: &StateDir) -> Result<()> {
+        if self.saved == self.steps.len() {
+            return Ok(());
+        }
         self.steps.sort_by_key(|step| step.at_ns);
         let json = serde_json::to_vec(self).map_err(|e| crate::Error::io("encode the timeline", e))?;
-        dir.replace(FILE, &json)
+        dir.replace(FILE, &json)?;
+        self.saved = self.steps.len();
+        Ok(())
     }
 
     /// Reads the timeline of a container from its state directory.
@@ -78,5 +92,12 @@ mod tests {
         let stage = agent_api::Stage { name: "agent-started".into(), at_ns: 40 };
         timeline.mark_guest(&[stage], 100, 5_000);
         assert_eq!(timeline.steps[0].at_ns, 3_940);
+    }
+
+    #[test]
+    fn it_does_not_grow_for_ever() {
+        let mut timeline = Timeline::new(0);
+        (0..1_000).for_each(|_| timeline.mark("container-created"));
+        assert_eq!(timeline.steps.len(), MOST_STEPS);
     }
 }

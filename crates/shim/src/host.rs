@@ -134,6 +134,7 @@ impl Hosted {
             };
             let sandbox = pod::Sandbox::boot(birth).await?;
             sandbox.listen();
+            tell_times(&sandbox);
             if !alone && let Err(error) = sandbox.forward_ports() {
                 // A pod of which no port can be forwarded is still a pod.
                 log::warn(&format!("ports cannot be forwarded: {}", error.chain()));
@@ -158,8 +159,14 @@ impl Hosted {
             None => prepare(&id, &Bundle::load(&bundle, bundle::Role::Member)?, &rootfs, &self.dir, &self.plan)?,
         };
         self.sandbox.create(&id, prepared, io, false).await?;
+        tell_times(&self.sandbox);
         Ok(())
     }
+}
+
+/// Writes down when what was finished. A pod does without if that fails.
+fn tell_times(sandbox: &pod::Sandbox) {
+    sandbox.save_timeline().unwrap_or_else(|error| log::warn(&error.chain()));
 }
 
 /// Opens all that a container needs of the host.
@@ -261,7 +268,11 @@ impl Sandbox for Hosted {
     }
 
     fn start<'a>(&'a self, id: &'a str) -> Local<'a, Result<()>> {
-        Box::pin(async { Ok(self.sandbox.start(id).await?) })
+        Box::pin(async {
+            self.sandbox.start(id).await?;
+            tell_times(&self.sandbox);
+            Ok(())
+        })
     }
 
     fn exec<'a>(&'a self, id: &'a str, exec: &'a str, process: Process, io: Io) -> Local<'a, Result<()>> {

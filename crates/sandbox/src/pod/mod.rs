@@ -110,6 +110,7 @@ impl Sandbox {
             let model = plan.config.runtime.internetworking_model;
             let network = if network { PodNetwork::open(model, demand.vcpus)? } else { None };
             let (network, nics) = network.map_or((None, Vec::new()), |(network, nics)| (Some(network), nics));
+            timeline.mark("network-mirrored");
             let order = Order {
                 plan: &plan,
                 demand,
@@ -147,11 +148,21 @@ impl Sandbox {
         settled.map(|()| sandbox)
     }
 
+    /// Neither call needs the other's answer, so neither waits for it.
     async fn settle(self: &Rc<Self>, pod: Option<Pod>) -> Result<()> {
-        if let Some(pod) = pod {
-            self.machine.done("make what the pod's containers share", &Request::ConfigurePod(pod)).await?;
-        }
-        self.settle_network().await
+        let shared = async {
+            if let Some(pod) = pod {
+                self.machine.done("make what the pod's containers share", &Request::ConfigurePod(pod)).await?;
+                self.timeline.borrow_mut().mark("pod-configured");
+            }
+            Ok(())
+        };
+        let network = async {
+            self.settle_network().await?;
+            self.timeline.borrow_mut().mark("network-configured");
+            Ok(())
+        };
+        tokio::try_join!(shared, network).map(|_| ())
     }
 
     /// What is known of it.
@@ -210,6 +221,7 @@ impl Sandbox {
     ) -> Result<(Created, members::Input)> {
         let Prepared { mut parts, trees, disks } = prepared;
         self.fit().await?;
+        self.timeline.borrow_mut().mark("machine-fits");
         self.plug_disks(id, &parts.disks, disks).await?;
         for (share, tree) in parts.shares.iter().zip(trees) {
             let name = std::path::Path::new(&share.name);
@@ -261,7 +273,9 @@ impl Sandbox {
         if self.is_pause(container) {
             return Ok(());
         }
-        self.machine.done("start the container", &Request::StartContainer { container: container.into() }).await
+        self.machine.done("start the container", &Request::StartContainer { container: container.into() }).await?;
+        self.timeline.borrow_mut().mark("container-started");
+        Ok(())
     }
 
     /// Starts a further process.
