@@ -45,15 +45,17 @@ aarch64: ## run containers in an emulated aarch64 guest: build what it needs, th
 	@scripts/guest.sh aarch64
 	@scripts/test.sh aarch64
 
-bench: ## measure a start, an exec and an idle sandbox beside runc
+bench: ## measure starts, execs, pods, files, the network and an idle sandbox beside runc
 	@scripts/setup.sh test
 	@scripts/stage.sh
 	@cargo run --release --quiet -p bench
+	@cargo run --release --quiet -p bench -- engines
 
 count: kernel ## count the guest's instructions of a boot, and measure the memory of a small guest
 	@scripts/setup.sh test
 	@scripts/stage.sh
 	@for machine in q35 microvm; do cargo run --quiet -p bench -- boot --machine $$machine || exit 1; done
+	@cargo run --quiet -p bench -- boot --pod
 	@cargo run --quiet -p bench -- guest
 
 lint: ## check formatting, lints and scripts

@@ -3,10 +3,12 @@
 
 mod baseline;
 mod boot;
+mod engines;
 mod guest;
 mod memory;
 mod overview;
 mod qemu;
+mod report;
 mod svg;
 
 use clap::{Parser, Subcommand};
@@ -30,6 +32,8 @@ enum What {
         #[arg(default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
         runs: u32,
     },
+    /// Containers and pods of containerd, files and network in them, beside runc.
+    Engines(engines::Options),
     /// The guest's instructions from the first one until the agent answers, and which code they are in.
     Boot(boot::Options),
     /// Memory of an idle guest of 128 MiB, and the sizes of the files it boots from.
@@ -49,6 +53,7 @@ fn main() {
             overview::run(runs as usize);
             Ok(())
         }
+        What::Engines(options) => engines::run(&options),
         What::Boot(options) => boot::run(&options),
         What::Guest(options) => guest::run(&options),
         What::Qemu { runs } => qemu::run(runs as usize),

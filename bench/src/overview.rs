@@ -12,7 +12,11 @@ use std::{
 use e2e::{Bundle, Runtime};
 use sandbox::timeline::Timeline;
 
-use crate::{baseline, memory, progress, svg};
+use crate::{
+    baseline, memory, progress,
+    report::{Report, median},
+    svg,
+};
 
 /// Measures it all and prints it.
 pub fn run(runs: usize) {
@@ -21,35 +25,6 @@ pub fn run(runs: usize) {
     inside(runs, &mut report);
     sizes(&mut report);
     report.print();
-}
-
-/// Lines to be printed at the end, when no progress line can fall between them.
-#[derive(Default)]
-struct Report(Vec<String>);
-
-impl Report {
-    fn line(&mut self, text: impl Into<String>) {
-        self.0.push(text.into());
-    }
-
-    fn compare(&mut self, what: &str, ours: Duration, theirs: Duration) {
-        let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
-        self.line(format!("{what:<34} {:>10.1} {:>10.1} {ratio:>8.2}", milliseconds(ours), milliseconds(theirs)));
-    }
-
-    fn print(&self) {
-        println!();
-        self.0.iter().for_each(|line| println!("{line}"));
-    }
-}
-
-fn milliseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
-}
-
-fn median(times: &mut [Duration]) -> Duration {
-    times.sort();
-    times[times.len() / 2]
 }
 
 /// From the start of `run` until the first byte of the container's output.
@@ -85,9 +60,9 @@ fn starts(runs: usize, report: &mut Report) {
         theirs.push(first_output(&runc, &bundle));
     }
     let (ours, theirs, bare) = (median(&mut ours), median(&mut theirs), median(&mut bare));
-    report.line(format!("{:<34} {:>10} {:>10} {:>8}", "median of milliseconds", "kata", "runc", "ratio"));
+    report.head("median of milliseconds", "kata", "runc");
     report.compare("start to first output", ours, theirs);
-    report.line(format!("{:<34} {:>10} {:>10} {:>8}", "", "kata", "bare", "ratio"));
+    report.head("", "kata", "bare");
     report.compare("start / bare kernel, empty init", ours, bare);
 }
 
@@ -141,14 +116,7 @@ fn inside(runs: usize, report: &mut Report) {
 /// Where the time of a start goes, from the idle sandbox's own timeline.
 fn phases(kata: &Runtime, report: &mut Report) {
     let timeline = Timeline::load(&kata.root().join("idle")).expect("a sandbox has a timeline");
-    report.line("");
-    report.line("phases of one start, milliseconds: when finished, how long");
-    let mut before = 0;
-    for step in &timeline.steps {
-        let (at, took) = (step.at_ns as f64 / 1e6, (step.at_ns - before) as f64 / 1e6);
-        report.line(format!("  {:<8} {:<24} {at:>9.1} {took:>9.1}", step.actor, step.name));
-        before = step.at_ns;
-    }
+    report.phases("one start", &timeline);
     let picture = PathBuf::from("target/timeline.svg");
     fs::write(&picture, svg::draw(&timeline.steps)).expect("target/ can be written to");
     report.line(format!("  drawn in {}", picture.display()));

@@ -19,6 +19,7 @@ use std::{
 
 use counts::Counts;
 use e2e::{Bundle, Runtime};
+use engines::{Containerd, Handler, Version, cri::Node};
 use symbols::Symbols;
 
 use crate::progress;
@@ -32,6 +33,9 @@ pub struct Options {
     /// Machine type: q35 or microvm.
     #[arg(long, default_value = "q35")]
     machine: String,
+    /// QEMU's program, one with plugins; the one that the runtime would choose from here unless told otherwise.
+    #[arg(long)]
+    qemu: Option<PathBuf>,
     /// Guest kernel; the staged one unless told otherwise.
     #[arg(long)]
     kernel: Option<PathBuf>,
@@ -44,6 +48,9 @@ pub struct Options {
     /// Memory of the guest, MiB.
     #[arg(long, default_value_t = 2048)]
     memory: u32,
+    /// Boot the machine of a pod of containerd: with an interface, and with all prepared that may be plugged later.
+    #[arg(long)]
+    pod: bool,
     /// Added to the kernel's command line.
     #[arg(long, default_value = "")]
     kernel_params: String,
@@ -92,8 +99,9 @@ fn boot(options: &Options, kernel: &Path, initrd: &Path, stop: u64, dir: &Path) 
     fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).map_err(failed("open the file for the counts"))?;
 
     let arch = hypervisor::Arch::of_kernel(kernel).map_err(|e| e.to_string())?;
-    let qemu = config::Config::default().qemu.locate_program(arch.qemu_program(), arch.qemu_package(), false);
-    let qemu = qemu.map_err(|e| e.to_string())?;
+    let mut chosen = config::Config::default().qemu;
+    chosen.path = options.qemu.clone();
+    let qemu = chosen.locate_program(arch.qemu_program(), arch.qemu_package(), false).map_err(|e| e.to_string())?;
     progress("compiling the plugin");
     let plugin = plugin::build(&qemu, dir)?;
     let program = wrap(&qemu, &plugin, &file, stop, dir).map_err(failed("write the program in QEMU's place"))?;
@@ -104,14 +112,29 @@ fn boot(options: &Options, kernel: &Path, initrd: &Path, stop: u64, dir: &Path) 
     );
 
     progress("booting and counting");
-    let bundle = Bundle::new(["true"]);
-    let runtime = Runtime::kata_with(&settings);
-    // It fails: the machine ends in the middle of its start.
-    let output = runtime.run(["run", "--bundle", bundle.arg(), "boot"]);
+    // It fails either way: the machine ends in the middle of its start.
+    let failure = if options.pod { start_pod(&settings, dir)? } else { start_container(&settings) };
     match fs::metadata(&file) {
         Ok(metadata) if metadata.len() > 0 => Ok(file),
-        _ => Err(format!("the guest ended before the agent answered: {}", output.stderr)),
+        _ => Err(format!("the guest ended before the agent answered: {failure}")),
     }
+}
+
+fn start_container(settings: &str) -> String {
+    let bundle = Bundle::new(["true"]);
+    Runtime::kata_with(settings).run(["run", "--bundle", bundle.arg(), "boot"]).stderr
+}
+
+fn start_pod(settings: &str, dir: &Path) -> Result<String, String> {
+    let configuration = dir.join("configuration.toml");
+    fs::write(&configuration, settings).map_err(|e| format!("write {}: {e}", configuration.display()))?;
+    let options = format!(
+        "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.kata.options]\nConfigPath = {configuration:?}\n"
+    );
+    let engine = Containerd::configured(Version::V1_7, &options);
+    let node = Node::new(&engine, Handler::Kata);
+    let failure = node.try_pod("boot", &serde_json::json!({})).err();
+    Ok(failure.map(|failure| failure.to_string()).unwrap_or_default())
 }
 
 /// A program that is QEMU with the plugin. QEMU's data files are looked for beside it.

@@ -201,7 +201,12 @@ impl<'a> Node<'a> {
     }
 }
 
-impl Pod<'_> {
+impl<'a> Pod<'a> {
+    /// Where it runs.
+    pub fn node(&self) -> &'a Node<'a> {
+        self.node
+    }
+
     /// Tries to create a container that runs `args`; `change` is merged into what it is made with.
     pub fn try_create(&self, name: &str, args: &[&str], change: &Value) -> Result<String, Failure> {
         let mut config = json!({
