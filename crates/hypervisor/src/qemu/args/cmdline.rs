@@ -29,6 +29,8 @@ pub(super) fn kernel_command_line(
         if vm.debug { "ignore_loglevel" } else { "quiet" },
         // The kernel's cryptography need not prove itself to every guest: 130 ms.
         "cryptomgr.notests",
+        // A pod has the interfaces of its namespace and no others.
+        "dummy.numdummies=0 ifb.numifbs=0",
         model.kernel_params,
         &waiting,
         if vm.max_memory_mib > vm.memory_mib { MOVABLE } else { "" },
@@ -75,16 +77,16 @@ mod tests {
             (
                 Arch::X86_64,
                 None,
-                "console=ttyS0 panic=-1 quiet cryptomgr.notests \
+                "console=ttyS0 panic=-1 quiet cryptomgr.notests dummy.numdummies=0 ifb.numifbs=0 \
                  no_timer_check noreplace-smp nolapic_timer",
             ),
             (
                 Arch::X86_64,
                 Some("microvm"),
-                "console=ttyS0 panic=-1 quiet cryptomgr.notests reboot=t \
+                "console=ttyS0 panic=-1 quiet cryptomgr.notests dummy.numdummies=0 ifb.numifbs=0 reboot=t \
                  no_timer_check noreplace-smp nolapic_timer",
             ),
-            (Arch::Aarch64, None, "console=ttyAMA0 panic=-1 quiet cryptomgr.notests earlycon"),
+            (Arch::Aarch64, None, "console=ttyAMA0 panic=-1 quiet cryptomgr.notests dummy.numdummies=0 ifb.numifbs=0 earlycon"),
         ] {
             assert_eq!(line(arch, machine, Accelerator::Tcg, &vm), expected);
         }
