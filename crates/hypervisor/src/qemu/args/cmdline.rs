@@ -12,6 +12,7 @@ pub(super) fn kernel_command_line(
     tuning: &Tuning,
     vm: &VmConfig,
     disk: Option<&Disk>,
+    tsc_khz: Option<u32>,
 ) -> String {
     let model = inventory.model;
     let waiting = match inventory.more_vcpus {
@@ -20,6 +21,7 @@ pub(super) fn kernel_command_line(
         MoreVcpus::Waiting | MoreVcpus::Plugged => String::new(),
     };
     let root = disk.map(Disk::kernel_params).unwrap_or_default();
+    let tsc = tsc_khz.map(|khz| format!("tsc_early_khz={khz}")).unwrap_or_default();
     let console = format!("console={}", model.console);
     let words = [
         console.as_str(),
@@ -32,6 +34,8 @@ pub(super) fn kernel_command_line(
         // A pod has the interfaces of its namespace and no others.
         "dummy.numdummies=0 ifb.numifbs=0",
         model.kernel_params,
+        // What it would measure wrongly on a busy host.
+        &tsc,
         &waiting,
         if vm.max_memory_mib > vm.memory_mib { MOVABLE } else { "" },
         tuning.kernel_params,
@@ -49,7 +53,7 @@ mod tests {
     fn line(arch: Arch, machine_type: Option<&str>, accelerator: Accelerator, vm: &VmConfig) -> String {
         let model = Model::find(arch, machine_type).unwrap();
         let inventory = Inventory::new(model, accelerator, vm).unwrap();
-        kernel_command_line(&inventory, &model.tuning(accelerator, vm.vcpus), vm, None)
+        kernel_command_line(&inventory, &model.tuning(accelerator, vm.vcpus), vm, None, None)
     }
 
     #[test]
@@ -86,7 +90,11 @@ mod tests {
                 "console=ttyS0 panic=-1 quiet cryptomgr.notests dummy.numdummies=0 ifb.numifbs=0 reboot=t \
                  no_timer_check noreplace-smp nolapic_timer",
             ),
-            (Arch::Aarch64, None, "console=ttyAMA0 panic=-1 quiet cryptomgr.notests dummy.numdummies=0 ifb.numifbs=0 earlycon"),
+            (
+                Arch::Aarch64,
+                None,
+                "console=ttyAMA0 panic=-1 quiet cryptomgr.notests dummy.numdummies=0 ifb.numifbs=0 earlycon",
+            ),
         ] {
             assert_eq!(line(arch, machine, Accelerator::Tcg, &vm), expected);
         }
