@@ -209,6 +209,7 @@ impl Sandbox {
         start: bool,
     ) -> Result<(Created, members::Input)> {
         let Prepared { mut parts, trees, disks } = prepared;
+        self.choose_pids(id, &mut parts.spec)?;
         self.fit().await?;
         self.plug_disks(id, &parts.disks, disks).await?;
         for (share, tree) in parts.shares.iter().zip(trees) {

@@ -212,9 +212,7 @@ fn volumes_of_the_kubelet(engine: &Containerd, handler: Handler) -> Value {
         assert_eq!(node.until(&other, &format!("grep second /{name}/key; cat /{name}/new")), "second\nnew\n");
     }
     // A watched file is another one now.
-    wait_until("the file is gone", || {
-        pod.log("watcher").iter().any(|(_, line)| line.starts_with("/secret/key gone"))
-    });
+    wait_until("the file is gone", || pod.log("watcher").iter().any(|(_, line)| line.starts_with("/secret/key gone")));
     let second = node.sh(&other, look);
     // In both containers, and no more than one revision.
     assert_eq!(node.sh(&watcher, "cat /secret/deep/token; ls -A /secret | wc -l"), "second\n5\n");
@@ -262,7 +260,7 @@ fn huge_pages(engine: &Containerd, handler: Handler) -> Value {
     let node = Node::new(engine, handler);
     let pod = node.pod("huge", &PLAIN);
     let volume = place(engine, "empty-dir", "huge");
-    mount_on_the_node(engine, &volume, "hugetlbfs", "pagesize=2M");
+    mount_on_the_node(engine, &volume, "hugetlbfs", "pagesize=2M,size=8M");
     let change = json!({
         "mounts": [mount(&volume, "/huge", false)],
         "linux": {"resources": {"memory_limit_in_bytes": 67_108_864, "hugepage_limits": [{"page_size": "2MB", "limit": 8_388_608}]}},
