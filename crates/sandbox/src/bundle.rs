@@ -294,9 +294,9 @@ fn check_linux(refuse: &Refusals<'_>, spec: &Spec, linux: &Linux, role: Role) ->
     let has = |kind| namespaces.iter().any(|namespace| namespace.typ() == kind);
     for (kind, what) in [
         (LinuxNamespaceType::Mount, "the host's mounts"),
-        (LinuxNamespaceType::Pid, "the host's processes"),
-        (LinuxNamespaceType::Network, "the host's network"),
-        (LinuxNamespaceType::Ipc, "the host's IPC objects"),
+        (LinuxNamespaceType::Pid, "the host's processes (hostPID in Kubernetes)"),
+        (LinuxNamespaceType::Network, "the host's network (hostNetwork in Kubernetes)"),
+        (LinuxNamespaceType::Ipc, "the host's IPC objects (hostIPC in Kubernetes)"),
     ] {
         if !has(kind) {
             let problem = format!(
@@ -400,7 +400,8 @@ fn check_mount(refuse: &Refusals<'_>, dir: &Path, index: usize, mount: &Mount, r
     let source =
         mount.source().as_ref().ok_or_else(|| refuse.because(field("source"), "is missing; a bind mount needs one"))?;
     let path = dir.join(source);
-    if role == Role::Member && destination == Path::new("/dev/shm") {
+    // The engine's own is the pod's; a volume that somebody wants there is not.
+    if role == Role::Member && destination == Path::new("/dev/shm") && !is_empty_dir(&path) {
         return Ok(MountSource::GuestPath(agent_api::GUEST_SHM_DIR));
     }
     let unusable = |why: String| refuse.because(field("source"), format!("{}: {why}", path.display()));
@@ -432,8 +433,7 @@ fn check_mount(refuse: &Refusals<'_>, dir: &Path, index: usize, mount: &Mount, r
     if crate::files::is_volume(&path) {
         return Ok(MountSource::Files(path));
     }
-    let is_empty_dir =
-        path.parent().and_then(Path::file_name).is_some_and(|plugin| plugin == "kubernetes.io~empty-dir");
+    let is_empty_dir = is_empty_dir(&path);
     let (block, blocks) = (statistics.f_bsize as u64, statistics.f_blocks);
     Ok(match statistics.f_type as i64 {
         TMPFS if is_empty_dir => MountSource::Memory { path, size: block.saturating_mul(blocks) },
@@ -445,6 +445,11 @@ fn check_mount(refuse: &Refusals<'_>, dir: &Path, index: usize, mount: &Mount, r
         },
         _ => MountSource::Host(path),
     })
+}
+
+/// Whether a path is a kubelet's emptyDir, by its place: `.../volumes/PLUGIN/NAME`.
+fn is_empty_dir(path: &Path) -> bool {
+    path.parent().and_then(Path::file_name).is_some_and(|plugin| plugin == "kubernetes.io~empty-dir")
 }
 
 /// `f_type` of a file system in memory and of one of huge pages (statfs(2)).

@@ -237,12 +237,28 @@ impl Prepared {
                 self.storage(Storage { name: volume_name(&path), source, options: owner(&path)?, of_pod: true })
             }
             MountSource::HugePages { path, page_size, size } => {
+                let size = if size == 0 { self.huge_page_limit(page_size) } else { size };
+                if size == 0 {
+                    let problem = format!(
+                        "{}: neither the volume nor the container has a limit for huge pages of {page_size} bytes; a guest sets them apart beforehand, so one is needed",
+                        path.display()
+                    );
+                    return Err(Error::State(problem));
+                }
                 let source = StorageSource::HugePages { page_size, size };
                 self.storage(Storage { name: volume_name(&path), source, options: owner(&path)?, of_pod: true })
             }
         };
         mount.set_source(Some(guest.into()));
         Ok(())
+    }
+
+    /// How many bytes of huge pages of a size the container may have; 0 when it is not limited.
+    fn huge_page_limit(&self, page_size: u64) -> u64 {
+        let resources = self.parts.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        let limits = resources.and_then(|resources| resources.hugepage_limits().as_ref()).into_iter().flatten();
+        let of_size = limits.into_iter().find(|limit| parse_page_size(limit.page_size()) == Some(page_size));
+        of_size.and_then(|limit| u64::try_from(limit.limit()).ok()).unwrap_or(0)
     }
 
     /// Block devices become disks.
@@ -292,6 +308,19 @@ fn share_of(name: String, mount: &Mount) -> Share {
     Share { name, read_only, follow }
 }
 
+/// A size of huge pages as the OCI specification writes it: `2MB` is 2 MiB.
+fn parse_page_size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match &text[digits.len()..] {
+        "B" | "" => 0,
+        "KB" => 10,
+        "MB" => 20,
+        "GB" => 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
 fn hash(text: impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
@@ -320,4 +349,18 @@ fn owner(path: &Path) -> Result<Vec<String>> {
 /// [`Error::Devices`].
 pub fn open_tree(path: &Path, recursive: bool) -> Result<OwnedFd> {
     Ok(devices::share::open_tree(path, recursive)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_of_huge_pages_are_read() {
+        assert_eq!(parse_page_size("2MB"), Some(2 << 20));
+        assert_eq!(parse_page_size("1GB"), Some(1 << 30));
+        assert_eq!(parse_page_size("64KB"), Some(64 << 10));
+        assert_eq!(parse_page_size("2MiB"), None);
+        assert_eq!(parse_page_size("much"), None);
+    }
 }

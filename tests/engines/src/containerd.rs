@@ -123,6 +123,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 [plugins."{runtime}".containerd.runtimes.kata]
   runtime_type = "io.containerd.kata.v2"
   privileged_without_host_devices = true
+  pod_annotations = ["io.katacontainers.*"]
 {pause}
 {settings}
 "#,
@@ -164,9 +165,14 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
         }
     }
 
+    /// The daemon's log, with the messages of the shims.
+    pub fn whole_log(&self) -> String {
+        fs::read_to_string(self.file("log")).unwrap_or_default()
+    }
+
     /// The end of the daemon's log.
     pub fn log(&self) -> String {
-        let text = fs::read_to_string(self.file("log")).unwrap_or_default();
+        let text = self.whole_log();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(60)..].join("\n")
     }

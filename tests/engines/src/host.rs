@@ -64,6 +64,8 @@ done
 ip link set lo up
 echo 1 >/proc/sys/net/ipv4/ip_forward
 echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+# A new bridge has its addresses at once: nobody else has them.
+echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad
 trap '' HUP INT TERM
 echo ready
 read -r _ || :

@@ -78,10 +78,22 @@ fn layer() -> Vec<u8> {
         let mut header = header(tar::EntryType::Symlink, 0, 0o777);
         layer.append_link(&mut header, format!("bin/{applet}"), "busybox").unwrap();
     }
+    append(&mut layer, "bin/watcher", &watcher(), 0o755);
     append(&mut layer, "etc/passwd", USERS.as_bytes(), 0o644);
     append(&mut layer, "etc/group", GROUPS.as_bytes(), 0o644);
     append(&mut layer, "etc/from-image", b"of the image\n", 0o644);
     layer.into_inner().unwrap()
+}
+
+/// A program that tells of every change of directories and files. It is static, because the image has no libraries.
+fn watcher() -> Vec<u8> {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("watcher");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/watcher.c");
+    let status =
+        Command::new("cc").args(["-static", "-Os", "-s", "-Wall", "-Werror", "-o"]).arg(&program).arg(source).status();
+    assert!(status.unwrap().success(), "the C compiler fails");
+    fs::read(program).unwrap()
 }
 
 fn append(archive: &mut tar::Builder<impl io::Write>, name: &str, bytes: &[u8], mode: u32) {

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 
-use agent_api::{Fault, POD_NAMESPACE};
+use agent_api::{CONTAINER_NAMESPACE, Fault, POD_NAMESPACE};
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
@@ -116,6 +116,7 @@ impl Namespaces {
     /// Takes a namespace of the pod.
     fn share(&mut self, kind: &str, path: &Path) -> Result<(), Fault> {
         match kind {
+            "pid" if container_of(path).is_some() => self.shared.pid = true,
             _ if path != Path::new(POD_NAMESPACE) => {
                 return Err(invalid(format!(
                     "linux.namespaces has the {kind} namespace {}, which is the host's; expected none with a path",
@@ -157,6 +158,16 @@ impl Namespaces {
         }
         join
     }
+}
+
+/// The container whose process ids another one is to have, if it is to have any container's.
+pub fn pids_of(linux: &Linux) -> Option<&str> {
+    let pid = linux.namespaces.iter().find(|namespace| namespace.kind == "pid")?;
+    container_of(pid.path.as_deref()?)
+}
+
+fn container_of(path: &Path) -> Option<&str> {
+    path.to_str()?.strip_prefix(CONTAINER_NAMESPACE)
 }
 
 /// Says which users and groups of the guest those of a process's user namespace are.

@@ -97,11 +97,11 @@ fn namespace_of(pid: u32, name: &str) -> Result<Rc<OwnedFd>, Fault> {
     opened.map(Rc::new).context(|| format!("open {path}"))
 }
 
-/// The pod's namespaces that a container shares.
+/// The namespaces that a container shares: the pod's, and with `pids_of` the process ids of another container.
 ///
 /// # Errors
-/// When it shares one and the pod was not configured, or the first process of the pod's cannot be made.
-pub async fn join(agent: &Agent, shared: Shared) -> Result<Join, Fault> {
+/// When it shares one and the pod was not configured, the first process of the pod's cannot be made, or the other container does not run.
+pub async fn join(agent: &Agent, shared: Shared, pids_of: Option<&str>) -> Result<Join, Fault> {
     if shared == Shared::default() {
         return Ok(Join::default());
     }
@@ -114,8 +114,23 @@ pub async fn join(agent: &Agent, shared: Shared) -> Result<Join, Fault> {
             ));
         }
     };
-    let pid = if shared.pid { Some(pids(agent).await?) } else { None };
+    let pid = match pids_of {
+        Some(container) => Some(pids_of_container(agent, container)?),
+        None if shared.pid => Some(pids(agent).await?),
+        None => None,
+    };
     Ok(Join { uts: shared.uts.then_some(uts), ipc: shared.ipc.then_some(ipc), pid })
+}
+
+fn pids_of_container(agent: &Agent, id: &str) -> Result<Rc<OwnedFd>, Fault> {
+    let container = agent.containers.get(id)?;
+    if container.is_stopped() {
+        return Err(fault(
+            FaultKind::InvalidState,
+            format!("container {id:?}, whose process ids are to be shared, has stopped"),
+        ));
+    }
+    namespace_of(container.init.pid, "pid")
 }
 
 async fn pids(agent: &Agent) -> Result<Rc<OwnedFd>, Fault> {

@@ -2,7 +2,9 @@
 
 use std::{os::fd::OwnedFd, path::Path};
 
+use agent_api::CONTAINER_NAMESPACE;
 use hypervisor::Disk;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::{Limits, Sandbox};
@@ -20,6 +22,8 @@ pub(super) struct Member {
     pub(super) disks: Vec<String>,
     /// What it may use.
     pub(super) limits: Limits,
+    /// Whether its process ids are others' too.
+    shares_pids: bool,
     /// For a pod's sandbox container: tells its end.
     pub(super) pause: Option<watch::Sender<Option<Outcome>>>,
 }
@@ -33,6 +37,42 @@ impl Sandbox {
         }
         members.insert(id.into(), Member { limits, ..Member::default() });
         Ok(())
+    }
+
+    /// Finds out whose process ids a container is to have that asks for others' than its own.
+    ///
+    /// An engine names them by a process of the host, and that is one and the same for all containers of a pod. But where a pod's containers
+    /// share their process ids, its first one asks for them already. So one that asks beside others that have their own wants those of
+    /// one of them, as `kubectl debug --target` does.
+    pub(super) fn choose_pids(&self, id: &str, spec: &mut Spec) -> Result<()> {
+        let namespaces = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut());
+        let mut namespaces = namespaces.into_iter().flatten();
+        let Some(wanted) = namespaces.find(|found| found.typ() == LinuxNamespaceType::Pid && found.path().is_some())
+        else {
+            return Ok(());
+        };
+        let mut members = self.members.borrow_mut();
+        let is_other = |name: &str, member: &Member| name != id && member.pause.is_none();
+        let mut own: Vec<String> = members
+            .iter()
+            .filter(|(name, member)| is_other(name, member) && self.machine.is_running(name, None))
+            .map(|(name, _)| name.clone())
+            .collect();
+        if own.is_empty() || members.iter().any(|(name, member)| is_other(name, member) && member.shares_pids) {
+            if let Some(member) = members.get_mut(id) {
+                member.shares_pids = true;
+            }
+            return Ok(());
+        }
+        own.sort_unstable();
+        if let [target] = &own[..] {
+            wanted.set_path(Some(format!("{CONTAINER_NAMESPACE}{target}").into()));
+            return Ok(());
+        }
+        Err(Error::State(format!(
+            "container {id:?} asks for the process ids of one of the containers {}: of which, the engine does not tell; give it its own, or have all containers of the pod share theirs",
+            own.join(", ")
+        )))
     }
 
     /// Plugs a container's disks.

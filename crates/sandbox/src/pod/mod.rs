@@ -220,6 +220,7 @@ impl Sandbox {
         start: bool,
     ) -> Result<(Created, members::Input)> {
         let Prepared { mut parts, trees, disks } = prepared;
+        self.choose_pids(id, &mut parts.spec)?;
         self.fit().await?;
         self.timeline.borrow_mut().mark("machine-fits");
         self.plug_disks(id, &parts.disks, disks).await?;

@@ -12,6 +12,7 @@ pub(super) fn kernel_command_line(
     tuning: &Tuning,
     vm: &VmConfig,
     disk: Option<&Disk>,
+    tsc_khz: Option<u32>,
 ) -> String {
     let model = inventory.model;
     let waiting = match inventory.more_vcpus {
@@ -20,6 +21,7 @@ pub(super) fn kernel_command_line(
         MoreVcpus::Waiting | MoreVcpus::Plugged => String::new(),
     };
     let root = disk.map(Disk::kernel_params).unwrap_or_default();
+    let tsc = tsc_khz.map(|khz| format!("tsc_early_khz={khz}")).unwrap_or_default();
     let console = format!("console={}", model.console);
     let words = [
         console.as_str(),
@@ -29,7 +31,11 @@ pub(super) fn kernel_command_line(
         if vm.debug { "ignore_loglevel" } else { "quiet" },
         // The kernel's cryptography need not prove itself to every guest: 130 ms.
         "cryptomgr.notests",
+        // A pod has the interfaces of its namespace and no others.
+        "dummy.numdummies=0 ifb.numifbs=0",
         model.kernel_params,
+        // What it would measure wrongly on a busy host.
+        &tsc,
         &waiting,
         if vm.max_memory_mib > vm.memory_mib { MOVABLE } else { "" },
         tuning.kernel_params,
@@ -47,7 +53,7 @@ mod tests {
     fn line(arch: Arch, machine_type: Option<&str>, accelerator: Accelerator, vm: &VmConfig) -> String {
         let model = Model::find(arch, machine_type).unwrap();
         let inventory = Inventory::new(model, accelerator, vm).unwrap();
-        kernel_command_line(&inventory, &model.tuning(accelerator, vm.vcpus), vm, None)
+        kernel_command_line(&inventory, &model.tuning(accelerator, vm.vcpus), vm, None, None)
     }
 
     #[test]
@@ -75,16 +81,20 @@ mod tests {
             (
                 Arch::X86_64,
                 None,
-                "console=ttyS0 panic=-1 quiet cryptomgr.notests percpu_alloc=page \
+                "console=ttyS0 panic=-1 quiet cryptomgr.notests dummy.numdummies=0 ifb.numifbs=0 percpu_alloc=page \
                  no_timer_check noreplace-smp nolapic_timer",
             ),
             (
                 Arch::X86_64,
                 Some("microvm"),
-                "console=ttyS0 panic=-1 quiet cryptomgr.notests reboot=t percpu_alloc=page \
+                "console=ttyS0 panic=-1 quiet cryptomgr.notests dummy.numdummies=0 ifb.numifbs=0 reboot=t percpu_alloc=page \
                  no_timer_check noreplace-smp nolapic_timer",
             ),
-            (Arch::Aarch64, None, "console=ttyAMA0 panic=-1 quiet cryptomgr.notests earlycon"),
+            (
+                Arch::Aarch64,
+                None,
+                "console=ttyAMA0 panic=-1 quiet cryptomgr.notests dummy.numdummies=0 ifb.numifbs=0 earlycon",
+            ),
         ] {
             assert_eq!(line(arch, machine, Accelerator::Tcg, &vm), expected);
         }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use self::model::Tuning;
 pub(super) use self::model::{Bus, Model, MoreVcpus, Places};
 use super::{QemuConfig, inventory::Inventory};
-use crate::{Accelerator, Result, VmConfig, image};
+use crate::{Accelerator, Arch, Result, VmConfig, image, sys::tsc};
 
 /// Numbers of the descriptors that QEMU inherits.
 #[derive(Debug, Clone, Default)]
@@ -79,7 +79,9 @@ pub(super) fn arguments(
     } else {
         args.pair("-initrd", format_args!("/proc/self/fd/{}", fds.image));
     }
-    args.pair("-append", cmdline::kernel_command_line(inventory, &tuning, vm, disk));
+    let reads_the_hosts_counter = qemu.accelerator == Accelerator::Tcg && model.arch == Arch::X86_64;
+    let tsc_khz = reads_the_hosts_counter.then(tsc::khz).flatten();
+    args.pair("-append", cmdline::kernel_command_line(inventory, &tuning, vm, disk, tsc_khz));
 
     args.socket("qmp", fds.qmp).pair("-mon", "chardev=qmp,mode=control");
     // A plain serial port works from the kernel's first line to its last, so that every panic is seen.

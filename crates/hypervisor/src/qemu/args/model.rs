@@ -66,7 +66,7 @@ pub(crate) struct Model {
     pub(in super::super) name: &'static str,
     /// What the names of its versions start with; empty if it has none.
     versions: &'static str,
-    arch: Arch,
+    pub(super) arch: Arch,
     pub(in super::super) bus: Bus,
     pub(in super::super) places: Places,
     /// Virtual CPUs can be plugged by ACPI.

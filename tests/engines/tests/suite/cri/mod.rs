@@ -1,7 +1,11 @@
 //! Kubernetes' pods by containerd's CRI: what a kubelet asks for, without the cluster around it.
 
+mod limits;
+mod network;
 mod pods;
+mod security;
 mod streams;
+mod volumes;
 
 use std::{
     thread,
