@@ -6,6 +6,7 @@
 //! `KATA_CONTEST=TestName` runs one test (or those that the pattern of Go fits) and keeps the output.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
+mod cri;
 mod registry;
 mod results;
 
@@ -41,6 +42,20 @@ const CLIENT: Suite = Suite {
     },
 };
 
+/// The tests of the CRI: they want a containerd that somebody starts again when they end it.
+const CRI: Suite = Suite {
+    name: "cri",
+    command: |host, handler| {
+        cri::start(host);
+        let program = programs().join("cri.test").display().to_string();
+        vec![
+            program,
+            "-cri-root=/var/lib/containerd/io.containerd.grpc.v1.cri".into(),
+            format!("-runtime-handler={}", handler.name()),
+        ]
+    },
+};
+
 fn programs() -> PathBuf {
     let programs = e2e::cache().join("contest/1.7");
     assert!(programs.join("client.test").exists(), "there is no {}; run scripts/contest.sh", programs.display());
@@ -50,6 +65,11 @@ fn programs() -> PathBuf {
 #[test]
 fn client() {
     run(&CLIENT);
+}
+
+#[test]
+fn cri() {
+    run(&CRI);
 }
 
 fn run(suite: &Suite) {
@@ -142,8 +162,9 @@ fn execute(suite: &Suite, handler: Handler, pattern: &str, left_out: &LeftOut, l
     while child.try_wait().unwrap().is_none() && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(100));
     }
-    let text = String::from_utf8_lossy(&fs::read(&log).unwrap()).into_owned();
+    let mut text = String::from_utf8_lossy(&fs::read(&log).unwrap()).into_owned();
     let outcomes = results::parse(&text);
+    text += &fs::read_to_string(cri::log(&host)).unwrap_or_default();
     keep(suite, handler, pattern, &text);
     if outcomes.is_empty() {
         let lines: Vec<&str> = text.lines().collect();

@@ -12,7 +12,13 @@ pub const ADDRESS: &str = "localhost:5000";
 /// The users and groups of the busybox image that the tests were written for, as far as they ask for them.
 const USERS: &str = "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\nsys:x:3:3:sys:/dev:/bin/false\n\
     www-data:x:33:33:www-data:/var/www:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n";
-const GROUPS: &str = "root:x:0:\ndaemon:x:1:\nsys:x:3:\nwww-data:x:33:\nnobody:x:65534:\n";
+const GROUPS: &str = "root:x:0:\ndaemon:x:1:\nsys:x:3:\nwheel:x:10:root\nwww-data:x:33:\nnobody:x:65534:\n";
+
+/// The `nc` that the tests know ends by SIGTERM even as the first process of its namespace; Debian's does not.
+const NC: &str = "#!/bin/sh\ntrap 'exit 143' TERM\nbusybox nc \"$@\" &\nwait $!\n";
+
+/// A process that has 100 MiB for a while.
+const STRESS: &str = "#!/bin/sh\n(head -c 104857600 /dev/zero; sleep 25) | tail -c 104857600 >/dev/null\n";
 
 /// Makes the images below the machine's directory and serves them.
 pub fn serve(host: &Host) {
@@ -23,7 +29,15 @@ pub fn serve(host: &Host) {
         image(&root, name, plain.clone(), &[&busybox]);
     }
     image(&root, "pause:3.8", json!({"Cmd": ["sleep", "2147483647"]}), &[&busybox]);
-    image(&root, "e2e-test-images/resource-consumer:1.10", json!({"Cmd": ["sleep", "2147483647"]}), &[&busybox]);
+    let mut consumer = tar::Builder::new(Vec::new());
+    file(&mut consumer, "bin/stress", STRESS.as_bytes(), 0o755);
+    let consumer = consumer.into_inner().unwrap();
+    image(
+        &root,
+        "e2e-test-images/resource-consumer:1.10",
+        json!({"Cmd": ["sleep", "2147483647"]}),
+        &[&busybox, &consumer],
+    );
     let volume = json!({"Cmd": ["sh"], "Volumes": {"/test_dir": {}}});
     let mut copied = tar::Builder::new(Vec::new());
     directory(&mut copied, "test_dir", 0o755, 0);
@@ -92,10 +106,11 @@ fn busybox() -> Vec<u8> {
     directory(&mut layer, "root", 0o700, 0);
     directory(&mut layer, "tmp", 0o1777, 0);
     file(&mut layer, "bin/busybox", &fs::read(busybox).unwrap(), 0o755);
-    for applet in String::from_utf8(list.stdout).unwrap().lines().filter(|applet| *applet != "busybox") {
+    for applet in String::from_utf8(list.stdout).unwrap().lines().filter(|applet| !["busybox", "nc"].contains(applet)) {
         let mut header = header(tar::EntryType::Symlink, 0, 0o777, 0);
         layer.append_link(&mut header, format!("bin/{applet}"), "busybox").unwrap();
     }
+    file(&mut layer, "bin/nc", NC.as_bytes(), 0o755);
     file(&mut layer, "etc/passwd", USERS.as_bytes(), 0o644);
     file(&mut layer, "etc/group", GROUPS.as_bytes(), 0o644);
     layer.into_inner().unwrap()
