@@ -1,8 +1,19 @@
 #!/usr/bin/env bash
-# Builds containerd's own tests of a runtime from Debian's source package, into CACHE/contest/VERSION: what the test `contest` of
-# tests/engines runs. Go and the libraries that the source wants are unpacked beside it, not installed. apt checks every file against the
-# archive's signed lists. Quick when nothing is missing; can be interrupted and repeated.
+# Runs containerd's own tests of a runtime through our staged shim and through runc's, after building them from Debian's source package
+# into CACHE/contest/VERSION. Go and the libraries that the source wants are unpacked beside it, not installed. apt checks every file
+# against the archive's signed lists. Building is quick when nothing is missing; can be interrupted and repeated.
+# Usage: contest.sh [build | run [client|cri]]: both unless named.
 . "$(dirname "$0")/lib.sh"
+
+action=${1:-}
+[[ $action =~ ^(|build|run)$ && ${2:-} =~ ^(|client|cri)$ ]] || fail "usage: contest.sh [build | run [client|cri]]"
+run() {
+    [ "$action" != build ] || exit 0
+    [ "$(id -u)" = 0 ] || fail "containerd's tests need root; run this as root"
+    cd "$top"
+    exec cargo test -p engines --test contest -- --nocapture --test-threads 1 ${1:+--exact "$1"}
+}
+[ "$action" != run ] || run "${2:-}"
 
 suite=trixie
 wanted=1.7
@@ -13,7 +24,8 @@ package=github.com/containerd/containerd
 registry=localhost:5000
 recipe="1 $suite $wanted $registry"
 
-[ "$(cat "$output/.recipe" 2>/dev/null)" != "$recipe" ] || exit 0
+[ "$(cat "$output/.recipe" 2>/dev/null)" != "$recipe" ] || run
+mkdir -p "$(dirname "$work")"
 own_apt contest "$(debian_architecture "$(uname -m)")" "$suite"
 parts=$cache/apt/contest/parts
 sed 's/^deb /deb-src /' "$parts/own.list" >"$parts/source.list"
@@ -67,3 +79,5 @@ printf '%s\n' "$version" >"$work/output/version"
 printf '%s\n' "$recipe" >"$work/output/.recipe"
 rm -rf "$output"
 mv "$work/output" "$output"
+rm -rf "$work"
+run

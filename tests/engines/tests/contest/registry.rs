@@ -28,7 +28,9 @@ pub fn serve(host: &Host) {
     for name in ["containerd/busybox:1.36", "containerd/alpine:3.14.0"] {
         image(&root, name, plain.clone(), &[&busybox]);
     }
-    image(&root, "pause:3.8", json!({"Cmd": ["sleep", "2147483647"]}), &[&busybox]);
+    // It ends by SIGTERM, as the one it stands for.
+    let pause = "trap 'exit 0' INT TERM; sleep 2147483647 & wait";
+    image(&root, "pause:3.8", json!({"Cmd": ["sh", "-c", pause]}), &[&busybox]);
     let mut consumer = tar::Builder::new(Vec::new());
     file(&mut consumer, "bin/stress", STRESS.as_bytes(), 0o755);
     let consumer = consumer.into_inner().unwrap();
