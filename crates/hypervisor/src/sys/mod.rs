@@ -1,9 +1,10 @@
-//! All of this crate that is unsafe: what happens between fork and exec, the ioctls of `/dev/kvm`, and tokio's
-//! registration of a descriptor.
+//! All of this crate that is unsafe: what happens between fork and exec, the ioctls of `/dev/kvm`, the time stamp counter,
+//! and tokio's registration of a descriptor.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod kvm;
 pub(crate) mod spawn;
+pub(crate) mod tsc;
 
 use std::{io, os::fd::OwnedFd};
 

@@ -1,7 +1,7 @@
 //! The guest kernel's command line.
 
 use super::{MoreVcpus, model::Tuning};
-use crate::{VmConfig, image::Disk, qemu::inventory::Inventory};
+use crate::{VmConfig, image::Disk, qemu::inventory::Inventory, sys::tsc};
 
 /// Memory that comes later holds what can be moved, as far as there is enough for the rest, so that it can be taken away again.
 const MOVABLE: &str = "memory_hotplug.online_policy=auto-movable";
@@ -20,6 +20,7 @@ pub(super) fn kernel_command_line(
         MoreVcpus::Waiting | MoreVcpus::Plugged => String::new(),
     };
     let root = disk.map(Disk::kernel_params).unwrap_or_default();
+    let clock = tuning.told_tsc.then(tsc::khz).flatten().map(|khz| format!("tsc_early_khz={khz}")).unwrap_or_default();
     let console = format!("console={}", model.console);
     let words = [
         console.as_str(),
@@ -33,6 +34,7 @@ pub(super) fn kernel_command_line(
         &waiting,
         if vm.max_memory_mib > vm.memory_mib { MOVABLE } else { "" },
         tuning.kernel_params,
+        &clock,
         &root,
         vm.kernel_params.trim(),
     ];
@@ -47,7 +49,9 @@ mod tests {
     fn line(arch: Arch, machine_type: Option<&str>, accelerator: Accelerator, vm: &VmConfig) -> String {
         let model = Model::find(arch, machine_type).unwrap();
         let inventory = Inventory::new(model, accelerator, vm).unwrap();
-        kernel_command_line(&inventory, &model.tuning(accelerator, vm.vcpus), vm, None)
+        let line = kernel_command_line(&inventory, &model.tuning(accelerator, vm.vcpus), vm, None);
+        // The host's rate, where it could be measured.
+        line.split(' ').filter(|word| !word.starts_with("tsc_early_khz=")).collect::<Vec<_>>().join(" ")
     }
 
     #[test]
