@@ -188,7 +188,7 @@ fn execute(suite: &Suite, handler: Handler, pattern: &str, left_out: &LeftOut, l
 /// Keeps the output where `KATA_CONTEST_LOGS` says.
 fn keep(suite: &Suite, handler: Handler, pattern: &str, text: &str) {
     if let Some(directory) = env::var_os("KATA_CONTEST_LOGS").map(PathBuf::from) {
-        let name: String = pattern.chars().filter(char::is_ascii_alphanumeric).collect();
+        let name: String = pattern.chars().filter(char::is_ascii_alphanumeric).take(60).collect();
         fs::create_dir_all(&directory).unwrap();
         fs::write(directory.join(format!("{}-{}-{name}.log", suite.name, handler.name())), text).unwrap();
     }
