@@ -45,6 +45,8 @@ test)
         "iproute2: network namespaces of the engines' tests"
         "iptables: ports of pods on the host"
         "btrfs-progs: a snapshotter's file system"
+        "patch: Debian's changes to containerd's own tests"
+        "lsof: one of these counts pipes with it"
     )
     ;;
 lint) packages+=("shellcheck: checks the scripts") ;;

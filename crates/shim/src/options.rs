@@ -61,6 +61,7 @@ impl Options {
             "" if any.value.is_empty() => Ok(Self::default()),
             "runtimeoptions.v1.Options" | "cri.runtimeoptions.v1.Options" => own(&any.value),
             "containerd.runc.v1.Options" => of_runc(&any.value),
+            "containerd.linux.runc.CreateOptions" => of_linux(&any.value),
             // containerd 1.7's CRI passes the pod's configuration to CreateSandbox in this place.
             "runtime.v1.PodSandboxConfig" => Ok(Self::default()),
             other => Err(Error::Invalid(format!(
@@ -129,9 +130,52 @@ fn of_runc(bytes: &[u8]) -> Result<Options> {
     Ok(Options { systemd_cgroup: options.systemd_cgroup, ..Options::default() })
 }
 
+/// What the clients of containerd 1.6 and 1.7 send to every runtime but runc's, `ctr run --no-pivot` for one: options of a runtime that
+/// was dropped, which says the same in another form.
+fn of_linux(bytes: &[u8]) -> Result<Options> {
+    let name = "containerd.linux.runc.CreateOptions";
+    let failed = |error| unreadable(name, &error);
+    let mut input = CodedInputStream::from_bytes(bytes);
+    while let Some(tag) = input.read_raw_tag_or_eof().map_err(failed)? {
+        let asks = match WireType::new(tag & 7) {
+            Some(WireType::Varint) => input.read_uint64().map_err(failed)? != 0,
+            Some(WireType::LengthDelimited) => !input.read_bytes().map_err(failed)?.is_empty(),
+            _ => true,
+        };
+        let option = match tag >> 3 {
+            // NoPivotRoot, Terminal and NoNewKeyring: about runc's own doings, or said elsewhere too.
+            1 | 4 | 8 => continue,
+            2 => "OpenTcp",
+            3 => "ExternalUnixSockets",
+            5 => "FileLocks",
+            6 => "EmptyNamespaces",
+            7 => "CgroupsMode",
+            9 => "ShimCgroup",
+            10 => "IoUid",
+            11 => "IoGid",
+            12 => "CriuWorkPath",
+            13 => "CriuImagePath",
+            _ => "of a number that is not known",
+        };
+        if asks {
+            return Err(Error::Invalid(format!("runtime option {option} of {name} is not supported; leave it out")));
+        }
+    }
+    Ok(Options::default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn options_of_the_dropped_runtime_are_tolerated_when_they_say_nothing() {
+        let name = "containerd.linux.runc.CreateOptions";
+        // no_pivot_root and no_new_keyring set; io_uid 0.
+        assert_eq!(Options::from_any(&any(name, &[0x08, 1, 0x40, 1, 0x50, 0])).unwrap(), Options::default());
+        let refused = Options::from_any(&any(name, &[0x4a, 2, b'/', b'a'])).unwrap_err();
+        assert!(refused.to_string().contains("ShimCgroup"), "{refused}");
+    }
 
     fn any(name: &str, value: &[u8]) -> Any {
         let mut any = Any::new();

@@ -61,7 +61,7 @@ impl Handler {
 }
 
 /// Where our programs are, if the shim is among them.
-fn kata_programs() -> Option<PathBuf> {
+pub fn kata_programs() -> Option<PathBuf> {
     let programs = e2e::stage_directory().join("bin");
     programs.join("containerd-shim-kata-v2").exists().then_some(programs)
 }

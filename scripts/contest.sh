@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Runs containerd's own tests of a runtime through our staged shim and through runc's, after building them from Debian's source package
+# into CACHE/contest/VERSION. Go and the libraries that the source wants are unpacked beside it, not installed. apt checks every file
+# against the archive's signed lists. Building is quick when nothing is missing; can be interrupted and repeated.
+# Usage: contest.sh [build | run [client|cri]]: both unless named.
+. "$(dirname "$0")/lib.sh"
+
+action=${1:-}
+[[ $action =~ ^(|build|run)$ && ${2:-} =~ ^(|client|cri)$ ]] || fail "usage: contest.sh [build | run [client|cri]]"
+run() {
+    [ "$action" != build ] || exit 0
+    [ "$(id -u)" = 0 ] || fail "containerd's tests need root; run this as root"
+    cd "$top"
+    exec cargo test -p engines --test contest -- --nocapture --test-threads 1 ${1:+--exact "$1"}
+}
+[ "$action" != run ] || run "${2:-}"
+
+suite=trixie
+wanted=1.7
+output=$cache/contest/$wanted
+work=$cache/contest/$wanted.new
+package=github.com/containerd/containerd
+# The tests are told to ask a registry on the machine itself: -image-list, which is meant for that, is read too late by the client's.
+registry=localhost:5000
+recipe="1 $suite $wanted $registry"
+
+[ "$(cat "$output/.recipe" 2>/dev/null)" != "$recipe" ] || run
+mkdir -p "$(dirname "$work")"
+own_apt contest "$(debian_architecture "$(uname -m)")" "$suite"
+parts=$cache/apt/contest/parts
+sed 's/^deb /deb-src /' "$parts/own.list" >"$parts/source.list"
+say "contest: updating the package lists of Debian $suite"
+quietly "${own_apt[@]}" update
+show() { apt-cache "${own_apt[@]:2}" "$@"; }
+
+version=$(show showsrc containerd | sed -n 's/^Version: //p' | head -n 1)
+[[ $version = "$wanted"* ]] || fail "Debian $suite has the source of containerd ${version:-(none)}, the tests know $wanted*; contest.sh needs another suite"
+trap 'rm -rf "$work"' EXIT
+rm -rf "$work"
+mkdir -p "$work/debs" "$work/root" "$work/go/src/$(dirname "$package")"
+
+# Only what is Go: the C libraries and tools among the build's dependencies are for other parts.
+mapfile -t depends < <(show showsrc containerd | sed -n 's/^Build-Depends: //p' | head -n 1 | tr ',' '\n' |
+    sed 's/[|(].*//; s/[[:space:]]//g' | grep '^golang-.*-dev$')
+mapfile -t packages < <("${own_apt[@]}" --print-uris --yes install golang-go "${depends[@]}" | sed -n "s/^'.*' \(golang-[^_]*\)_.*/\1/p")
+[ "${#packages[@]}" -gt "${#depends[@]}" ] || fail "apt does not resolve what containerd $version is built with"
+say "contest: the source of containerd $version, Go and ${#depends[@]} libraries with what they need: ${#packages[@]} packages"
+(
+    cd "$work"
+    # The two archives by themselves: their checksums are in the signed list, the description has nothing more that is needed.
+    for part in --tar-only --diff-only; do quietly "${own_apt[@]}" --download-only "$part" source containerd; done
+    cd debs
+    quietly "${own_apt[@]}" download "${packages[@]}"
+)
+for archive in "$work"/debs/*.deb; do
+    dpkg-deb --fsys-tarfile "$archive" | tar -x --keep-directory-symlink --no-same-owner -C "$work/root"
+done
+source=$work/go/src/$package
+mkdir "$source"
+tar -xf "$work"/containerd_*.orig.tar.xz --strip-components=1 --no-same-owner -C "$source"
+tar -xf "$work"/containerd_*.debian.tar.xz --no-same-owner -C "$source"
+while read -r patch; do
+    [[ -z $patch || $patch = '#'* ]] || quietly patch -d "$source" -p1 -i "$source/debian/patches/$patch"
+done <"$source/debian/patches/series"
+# shellcheck disable=SC2016 # \1 is sed's
+sed -i -E "s#\"(ghcr\.io|registry\.k8s\.io)/#\"$registry/#" "$source/integration/images/image_list.go" "$source/integration/client/container_linux_test.go"
+
+say "contest: building the tests"
+export GOROOT GOPATH GOCACHE GO111MODULE=off GOTOOLCHAIN=local GOPROXY=off CGO_ENABLED=0 GOFLAGS=-p=2
+GOROOT=$(echo "$work"/root/usr/lib/go-1.*)
+GOPATH=$work/go:$work/root/usr/share/gocode
+GOCACHE=$work/cache
+cd "$source"
+mkdir "$work/output"
+for tests in client=./integration/client cri=./integration; do
+    quietly "$GOROOT/bin/go" test -c -trimpath -ldflags=-s -o "$work/output/${tests%%=*}.test" "${tests#*=}"
+done
+printf '%s\n' "$version" >"$work/output/version"
+printf '%s\n' "$recipe" >"$work/output/.recipe"
+rm -rf "$output"
+mv "$work/output" "$output"
+rm -rf "$work"
+run

@@ -1,0 +1,125 @@
+//! What a test program of Go reported, and what is allowed to differ.
+
+use std::{collections::BTreeMap, fmt, path::Path};
+
+/// How a test ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Well.
+    Passed,
+    /// Badly.
+    Failed,
+    /// The test found that it does not apply.
+    Skipped,
+    /// It began and never ended: it hung, or the program broke down.
+    Unfinished,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.pad(match self {
+            Self::Passed => "pass",
+            Self::Failed => "FAIL",
+            Self::Skipped => "skip",
+            Self::Unfinished => "HANG",
+        })
+    }
+}
+
+/// The outcome of each test by its name. Parts of a test are told by the test they are part of.
+pub type Outcomes = BTreeMap<String, Outcome>;
+
+/// Reads the output of `-test.v=test2json`, in which a mark precedes each report even where a test's own output has no end of line.
+pub fn parse(output: &str) -> Outcomes {
+    let mut outcomes = Outcomes::new();
+    for report in output.split('\x16').skip(1) {
+        let mut words = report.lines().next().unwrap_or_default().split_whitespace();
+        let outcome = match (words.next(), words.next()) {
+            (Some("==="), Some("RUN")) => Outcome::Unfinished,
+            (Some("---"), Some("PASS:")) => Outcome::Passed,
+            (Some("---"), Some("FAIL:")) => Outcome::Failed,
+            (Some("---"), Some("SKIP:")) => Outcome::Skipped,
+            _ => continue,
+        };
+        if let Some(name) = words.next().filter(|name| !name.contains('/')) {
+            outcomes.insert(name.into(), outcome);
+        }
+    }
+    outcomes
+}
+
+/// A line of `left-out.txt`.
+#[derive(Debug)]
+pub struct Entry {
+    suite: String,
+    name: String,
+    /// Whether it is not even run.
+    pub untried: bool,
+    /// Why.
+    pub reason: String,
+}
+
+/// What may differ.
+#[derive(Debug)]
+pub struct LeftOut(Vec<Entry>);
+
+impl LeftOut {
+    /// Reads the list.
+    pub fn read() -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("contest/left-out.txt");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+        Self(
+            lines
+                .map(|line| {
+                    let mut words = line.split_whitespace();
+                    let [suite, name, how] = [words.next(), words.next(), words.next()].map(Option::unwrap_or_default);
+                    let reason = words.collect::<Vec<_>>().join(" ");
+                    let known = ["not-run", "fails"].contains(&how) && !reason.is_empty();
+                    assert!(known, "{}: expected `SUITE TEST not-run|fails REASON`, found {line:?}", path.display());
+                    Entry { suite: suite.into(), name: name.into(), untried: how == "not-run", reason }
+                })
+                .collect(),
+        )
+    }
+
+    /// Those of a suite that are not run.
+    pub fn untried(&self, suite: &str) -> impl Iterator<Item = &Entry> {
+        self.0.iter().filter(move |entry| entry.suite == suite && entry.untried)
+    }
+
+    /// The pattern of Go for the tests that are not run.
+    pub fn skip_pattern(&self, suite: &str) -> String {
+        let names: Vec<String> = self.untried(suite).map(|entry| entry.name.replace('*', ".*")).collect();
+        format!("^({})$", names.join("|"))
+    }
+
+    /// Why a test may fail with our runtime.
+    pub fn reason(&self, suite: &str, name: &str) -> Option<&str> {
+        let mut entries = self.0.iter();
+        entries
+            .find(|entry| entry.suite == suite && !entry.untried && entry.name == name)
+            .map(|entry| entry.reason.as_str())
+    }
+
+    /// What is listed but was not there.
+    pub fn stale<'a>(&'a self, suite: &'a str, control: &'a Outcomes) -> impl Iterator<Item = &'a str> {
+        let of_suite = self.0.iter().filter(move |entry| entry.suite == suite && !entry.untried);
+        of_suite.map(|entry| entry.name.as_str()).filter(|name| !control.contains_key(*name))
+    }
+}
+
+impl Entry {
+    /// The name of the test, or what its name begins with and `*`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+#[test]
+fn reports_are_read_wherever_they_begin() {
+    let output = "log\n\x16=== RUN   TestA\nno end of line\x16--- PASS: TestA (0.01s)\n\x16=== RUN   TestB\n\x16=== RUN   TestB/part\n\
+        \x16--- FAIL: TestB (1.00s)\n    \x16--- FAIL: TestB/part (0.50s)\n\x16=== RUN   TestC\npanic: test timed out\n";
+    let expected = [("TestA", Outcome::Passed), ("TestB", Outcome::Failed), ("TestC", Outcome::Unfinished)];
+    assert_eq!(parse(output), expected.map(|(name, outcome)| (name.to_owned(), outcome)).into());
+}
