@@ -6,6 +6,9 @@ use crate::{VmConfig, image::Disk, qemu::inventory::Inventory};
 /// Memory that comes later holds what can be moved, as far as there is enough for the rest, so that it can be taken away again.
 const MOVABLE: &str = "memory_hotplug.online_policy=auto-movable";
 
+/// A kernel with these drivers built in makes interfaces of theirs at its start, which no container expects to find.
+const NO_INTERFACES: &str = "dummy.numdummies=0 ifb.numifbs=0";
+
 /// Everything the kernel is told; the user's part is last, so that it wins.
 pub(super) fn kernel_command_line(
     inventory: &Inventory,
@@ -29,6 +32,7 @@ pub(super) fn kernel_command_line(
         if vm.debug { "ignore_loglevel" } else { "quiet" },
         // The kernel's cryptography need not prove itself to every guest: 130 ms.
         "cryptomgr.notests",
+        NO_INTERFACES,
         model.kernel_params,
         &waiting,
         if vm.max_memory_mib > vm.memory_mib { MOVABLE } else { "" },
@@ -75,16 +79,20 @@ mod tests {
             (
                 Arch::X86_64,
                 None,
-                "console=ttyS0 panic=-1 quiet cryptomgr.notests percpu_alloc=page \
+                "console=ttyS0 panic=-1 quiet cryptomgr.notests dummy.numdummies=0 ifb.numifbs=0 percpu_alloc=page \
                  no_timer_check noreplace-smp nolapic_timer",
             ),
             (
                 Arch::X86_64,
                 Some("microvm"),
-                "console=ttyS0 panic=-1 quiet cryptomgr.notests reboot=t percpu_alloc=page \
+                "console=ttyS0 panic=-1 quiet cryptomgr.notests dummy.numdummies=0 ifb.numifbs=0 reboot=t percpu_alloc=page \
                  no_timer_check noreplace-smp nolapic_timer",
             ),
-            (Arch::Aarch64, None, "console=ttyAMA0 panic=-1 quiet cryptomgr.notests earlycon"),
+            (
+                Arch::Aarch64,
+                None,
+                "console=ttyAMA0 panic=-1 quiet cryptomgr.notests dummy.numdummies=0 ifb.numifbs=0 earlycon",
+            ),
         ] {
             assert_eq!(line(arch, machine, Accelerator::Tcg, &vm), expected);
         }
