@@ -149,11 +149,27 @@ impl Bundle {
             .as_ref()
             .ok_or_else(|| refuse.because("linux", "is missing; this runtime runs Linux containers"))?;
         check_linux(&refuse, &spec, linux, role)?;
-        check_hooks(&refuse, &spec)?;
+        check_hooks(&refuse, &spec, &["createContainer", "startContainer"], |name| {
+            format!(
+                "{name} hooks run inside the container, where this runtime does not run programs of the host; remove them"
+            )
+        })?;
         for (index, mount) in spec.mounts().iter().flatten().enumerate() {
             check_mount(&refuse, &dir, index, mount, role)?;
         }
         Ok(Self { dir, spec, rootfs, role })
+    }
+
+    /// Refuses hooks of every kind, on behalf of a caller that runs none.
+    ///
+    /// # Errors
+    /// [`Error::Bundle`] with the first kind that there is.
+    pub fn refuse_hooks(&self) -> Result<()> {
+        let file = self.dir.join("config.json");
+        let all = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
+        check_hooks(&Refusals { file: &file }, &self.spec, &all, |_| {
+            "hooks are not supported by the command line; remove them".into()
+        })
     }
 
     /// What each mount is made from, in order.
@@ -355,7 +371,7 @@ fn check_device(refuse: &Refusals<'_>, index: usize, device: &LinuxDevice) -> Re
     }
 }
 
-fn check_hooks(refuse: &Refusals<'_>, spec: &Spec) -> Result<()> {
+fn check_hooks(refuse: &Refusals<'_>, spec: &Spec, kinds: &[&str], why: impl Fn(&str) -> String) -> Result<()> {
     let Some(hooks) = spec.hooks() else { return Ok(()) };
     #[allow(deprecated)]
     let lists = [
@@ -366,10 +382,9 @@ fn check_hooks(refuse: &Refusals<'_>, spec: &Spec) -> Result<()> {
         ("poststart", hooks.poststart()),
         ("poststop", hooks.poststop()),
     ];
-    match lists.iter().find(|(_, list)| list.as_ref().is_some_and(|list| !list.is_empty())) {
-        Some((name, _)) => {
-            Err(refuse.because(format!("hooks.{name}"), "hooks are not supported by this version; remove them"))
-        }
+    let there = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    match lists.iter().find(|(name, list)| kinds.contains(name) && there(list)) {
+        Some((name, _)) => Err(refuse.because(format!("hooks.{name}"), why(name))),
         None => Ok(()),
     }
 }
@@ -524,10 +539,19 @@ mod tests {
             "the host's proc file system",
         );
         refused(
-            |c| c["hooks"] = serde_json::json!({"poststop": [{"path": "/bin/true"}]}),
-            "hooks.poststop",
-            "not supported",
+            |c| c["hooks"] = serde_json::json!({"startContainer": [{"path": "/bin/true"}]}),
+            "hooks.startContainer",
+            "inside the container",
         );
+    }
+
+    #[test]
+    fn who_runs_no_hooks_can_refuse_them() {
+        let (_dir, loaded) = bundle(|c| c["hooks"] = serde_json::json!({"poststop": [{"path": "/bin/true"}]}));
+        let error = loaded.unwrap().refuse_hooks().unwrap_err().chain();
+        assert!(error.contains("hooks.poststop") && error.contains("not supported"), "{error}");
+        let (_dir, loaded) = bundle(|c| c["hooks"] = serde_json::json!({"poststop": []}));
+        loaded.unwrap().refuse_hooks().unwrap();
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The sandbox library, hosted by this process.
 
-use std::{cell::RefCell, collections::HashMap, fs, path::Path, rc::Rc, time::Duration};
+use std::{cell::RefCell, collections::HashMap, fs, path::Path, rc::Rc, sync::Arc, time::Duration};
 
 use ::sandbox::{
     Observer, Prepared,
@@ -23,6 +23,7 @@ use crate::{
     Error, Result,
     backend::{Boot, Booter, Ending, Io, Local, NewContainer, Outcome, Sandbox, state_root},
     group::{Network, Role},
+    hooks::{Hooks, Origin},
     log,
     monitor::Durations,
 };
@@ -58,11 +59,39 @@ fn of_network(error: network::Error) -> Error {
 }
 
 /// Boots machines in this process.
-pub(crate) struct Host;
+pub(crate) struct Host {
+    origin: Arc<Origin>,
+}
+
+impl Host {
+    /// To be made before [`enter_namespaces`]: hooks run where this process was then.
+    ///
+    /// # Errors
+    /// When `/proc` is not what it should be.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self { origin: Arc::new(Origin::here()?) })
+    }
+}
 
 impl Booter for Host {
     fn boot(&self, boot: Boot) -> Local<'_, Result<Rc<dyn Sandbox>>> {
-        Box::pin(async move { Ok(Rc::new(Hosted::boot(boot).await?) as Rc<dyn Sandbox>) })
+        let origin = self.origin.clone();
+        Box::pin(async move { Ok(Rc::new(Hosted::boot(boot, origin).await?) as Rc<dyn Sandbox>) })
+    }
+}
+
+/// Docker's namespace of containerd.
+const DOCKER: &str = "moby";
+
+/// Docker makes no network namespace before the container that has it. One that is there belongs to a container that runs.
+fn refuse_shared_network(bundle: &Bundle) -> Result<()> {
+    match bundle.network_namespace() {
+        bundle::NetworkNamespace::New => Ok(()),
+        bundle::NetworkNamespace::Path(path) => Err(Error::Invalid(format!(
+            "the network namespace {} is another container's (--network container:NAME), which a virtual machine would take it from; \
+             connect both containers to a network of their own (docker network create) and publish ports there",
+            path.display()
+        ))),
     }
 }
 
@@ -74,10 +103,14 @@ struct Hosted {
     /// Of the container that the machine was booted for: its disks are in it from the start.
     first: RefCell<Option<Prepared>>,
     cgroup: RefCell<Option<HostCgroup>>,
+    /// It is one container's.
+    alone: bool,
+    origin: Arc<Origin>,
+    hooks: RefCell<HashMap<String, Hooks>>,
 }
 
 impl Hosted {
-    async fn boot(boot: Boot) -> Result<Self> {
+    async fn boot(boot: Boot, origin: Arc<Origin>) -> Result<Self> {
         let begun_ns = monotonic_ns();
         let store = Store::new(state_root(&boot.namespace));
         store.check_free(&boot.sandbox)?;
@@ -86,6 +119,9 @@ impl Hosted {
         // A sandbox of the sandbox API has no bundle.
         let has_bundle = boot.bundle.join("config.json").exists();
         let bundle = if has_bundle { Some(Bundle::load(&boot.bundle, role)?) } else { None };
+        if let Some(bundle) = bundle.as_ref().filter(|_| boot.namespace == DOCKER) {
+            refuse_shared_network(bundle)?;
+        }
         let spec = bundle.as_ref().map(|bundle| bundle.spec.clone()).unwrap_or_default();
         let mut config = Config::load(boot.options.config_path.as_deref()).map_err(::sandbox::Error::from)?;
         let annotations = spec.annotations().clone().unwrap_or_default();
@@ -98,7 +134,9 @@ impl Hosted {
         if let Some(netns) = &boot.netns {
             enter_network(netns)?;
         }
-        let dir = store.reserve(&boot.sandbox)?;
+        let hooks = bundle.as_ref().and_then(|bundle| Hooks::of(&origin, &boot.sandbox, bundle));
+        let id = boot.sandbox.clone();
+        let dir = store.reserve(&id)?;
         let mut cgroup = None;
         let booted = async {
             let mut state = match &bundle {
@@ -114,6 +152,10 @@ impl Hosted {
                 _ => None,
             };
             let disks = first.as_mut().map(Prepared::take_disks).unwrap_or_default();
+            if let Some(hooks) = &hooks {
+                // They may be what brings the interfaces that the machine is booted with.
+                hooks.creating().await?;
+            }
             cgroup = enter_cgroup(&spec, &journal);
             let observer = Rc::new(Watcher {
                 journal: journal.clone(),
@@ -143,9 +185,21 @@ impl Hosted {
             Ok::<_, Error>((sandbox, first))
         };
         match booted.await {
-            Ok((sandbox, first)) => Ok(Self { sandbox, plan, dir, first: first.into(), cgroup: cgroup.into() }),
+            Ok((sandbox, first)) => Ok(Self {
+                sandbox,
+                plan,
+                dir,
+                first: first.into(),
+                cgroup: cgroup.into(),
+                alone,
+                origin,
+                hooks: RefCell::new(hooks.map(|hooks| (id, hooks)).into_iter().collect()),
+            }),
             Err(error) => {
                 remove(&dir, cgroup).unwrap_or_else(|error| log::warn(&error.chain()));
+                if let Some(hooks) = hooks {
+                    hooks.gone().await;
+                }
                 Err(error)
             }
         }
@@ -154,13 +208,52 @@ impl Hosted {
     async fn create_container(&self, container: NewContainer) -> Result<()> {
         let NewContainer { id, bundle, rootfs, io, .. } = container;
         let first = self.first.take();
-        let prepared = match first {
-            Some(first) => first,
-            None => prepare(&id, &Bundle::load(&bundle, bundle::Role::Member)?, &rootfs, &self.dir, &self.plan)?,
+        let created = async {
+            let prepared = match first {
+                // Its hooks have run.
+                Some(first) => first,
+                None => self.prepare_member(&id, &bundle, &rootfs).await?,
+            };
+            Ok(self.sandbox.create(&id, prepared, io, false).await.map(drop)?)
         };
-        self.sandbox.create(&id, prepared, io, false).await?;
-        tell_times(&self.sandbox);
+        let created = created.await;
+        match &created {
+            Ok(()) => tell_times(&self.sandbox),
+            Err(_) => self.run_last_hooks(&id).await,
+        }
+        created
+    }
+
+    async fn prepare_member(&self, id: &str, bundle: &Path, rootfs: &[RootfsMount]) -> Result<Prepared> {
+        let bundle = Bundle::load(bundle, bundle::Role::Member)?;
+        let prepared = prepare(id, &bundle, rootfs, &self.dir, &self.plan)?;
+        if let Some(hooks) = Hooks::of(&self.origin, id, &bundle) {
+            let ran = hooks.creating().await;
+            self.hooks.borrow_mut().insert(id.into(), hooks);
+            ran?;
+        }
+        Ok(prepared)
+    }
+
+    async fn start_container(&self, id: &str) -> Result<()> {
+        if self.alone {
+            // Docker from 27.4 on puts its interfaces into the namespace between Create and Start.
+            self.sandbox.sync_network().await?;
+        }
+        self.sandbox.start(id).await?;
+        let hooks = self.hooks.borrow_mut().remove(id);
+        if let Some(hooks) = hooks {
+            hooks.started().await;
+            self.hooks.borrow_mut().insert(id.into(), hooks);
+        }
         Ok(())
+    }
+
+    async fn run_last_hooks(&self, id: &str) {
+        let hooks = self.hooks.borrow_mut().remove(id);
+        if let Some(hooks) = hooks {
+            hooks.gone().await;
+        }
     }
 }
 
@@ -268,11 +361,7 @@ impl Sandbox for Hosted {
     }
 
     fn start<'a>(&'a self, id: &'a str) -> Local<'a, Result<()>> {
-        Box::pin(async {
-            self.sandbox.start(id).await?;
-            tell_times(&self.sandbox);
-            Ok(())
-        })
+        Box::pin(self.start_container(id))
     }
 
     fn exec<'a>(&'a self, id: &'a str, exec: &'a str, process: Process, io: Io) -> Local<'a, Result<()>> {
@@ -318,7 +407,11 @@ impl Sandbox for Hosted {
     }
 
     fn remove<'a>(&'a self, id: &'a str) -> Local<'a, Result<()>> {
-        Box::pin(async { Ok(self.sandbox.remove(id).await?) })
+        Box::pin(async {
+            self.sandbox.remove(id).await?;
+            self.run_last_hooks(id).await;
+            Ok(())
+        })
     }
 
     fn stop(&self) -> Local<'_, Result<()>> {

@@ -22,6 +22,7 @@
 //! | [`events`] | events, once and in order |
 //! | [`stdio`] | FIFOs, files and loggers |
 //! | [`translate`] | times, figures, OCI parts of messages |
+//! | [`hooks`] | programs of the host that a bundle names |
 //! | [`backend`], [`host`] | what is needed of a sandbox; the sandbox library as that |
 //!
 //! What containerd's own shim does is the measure: names of states, codes of errors, the order of events, what happens to stdio.
@@ -32,6 +33,7 @@ mod error;
 mod events;
 mod flags;
 mod group;
+mod hooks;
 mod host;
 mod log;
 mod monitor;
@@ -102,7 +104,7 @@ fn run() -> Result<()> {
     match flags.action.as_str() {
         "start" => print(bootstrap::start(&flags, &bundle)?.as_bytes()),
         "delete" => print(&bootstrap::delete(&flags, &bundle)?),
-        "" => serve::serve(&flags, &bundle, Rc::new(host::Host)),
+        "" => serve::serve(&flags, &bundle, Rc::new(host::Host::new()?)),
         other => Err(Error::Flags(format!("unknown action {other:?}; start, delete or none is expected"))),
     }
 }

@@ -4,7 +4,6 @@ use std::{
     fs,
     path::PathBuf,
     process::{Command, Stdio},
-    sync::OnceLock,
     thread,
     time::{Duration, Instant},
 };
@@ -184,10 +183,8 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 
     /// The same with options after it, `--snapshotter` for one.
     pub fn import_for(&self, options: &[&str], import: &[&str]) {
-        // Made once for all tests of the process.
-        static ARCHIVE: OnceLock<Vec<u8>> = OnceLock::new();
         let own = self.file("images.tar");
-        fs::write(&own, ARCHIVE.get_or_init(images::archive)).unwrap();
+        fs::write(&own, images::archive_once()).unwrap();
         let local: &[&str] = if self.version == Version::V2_1 { &["--local"] } else { &[] };
         let path = own.display().to_string();
         self.host.ok("ctr", &[options, &["images", "import"], local, import, &[&path]].concat());

@@ -227,6 +227,14 @@ impl Host {
         if trace == "file run/kata-containers" || trace == "file run/kata-containers/kvm-probe" {
             return true;
         }
+        // Docker keeps the directories of its containers, and for a minute the files that their network namespaces were mounted on.
+        let docker: [&str; 3] = ["containerd", "runtime-runc", "runtime-runc/moby"];
+        if trace.starts_with("file run/docker/netns")
+            || trace.strip_prefix("file run/docker/").is_some_and(|path| docker.contains(&path))
+            || trace == "mount /run/docker/netns/default"
+        {
+            return true;
+        }
         let Some(path) = trace.strip_prefix("file run/containerd/") else { return false };
         [
             "fifo",
@@ -238,7 +246,7 @@ impl Host {
             "io.containerd.sandbox.controller.v1.shim",
         ]
         .contains(&path)
-            || [self.name.as_str(), "k8s.io"].iter().any(|space| path.ends_with(space))
+            || [self.name.as_str(), "k8s.io", "moby"].iter().any(|space| path.ends_with(space))
     }
 
     /// Waits until nothing is there that was not there before, but for what is allowed to remain.

@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
+    sync::OnceLock,
 };
 
 use serde_json::json;
@@ -24,6 +25,12 @@ pub fn unpacked(name: &str) -> PathBuf {
     let directory = e2e::cache().join("engines").join(name);
     assert!(directory.exists(), "there is no {}; run scripts/engines.sh", directory.display());
     directory
+}
+
+/// The same as [`archive`], made once for all tests of the process.
+pub fn archive_once() -> &'static [u8] {
+    static ARCHIVE: OnceLock<Vec<u8>> = OnceLock::new();
+    ARCHIVE.get_or_init(archive)
 }
 
 /// One archive with all images, in the form that `docker save` gives.

@@ -12,6 +12,7 @@
 pub mod containerd;
 pub mod cri;
 mod differences;
+pub mod docker;
 pub mod grpc;
 pub mod host;
 pub mod images;
@@ -26,6 +27,7 @@ use std::{
 
 pub use containerd::{Containerd, Version};
 pub use differences::DIFFERENCES;
+pub use docker::{Docker, Release};
 use serde_json::Value;
 
 /// A runtime of the engine.
@@ -118,19 +120,56 @@ pub fn compare_configured(version: Version, settings: &str, name: &str, case: Ca
         eprintln!("skipped with {version:?}: {name} is run with 1.7 only; KATA_ENGINES_VERSIONS=all runs all");
         return;
     }
+    compare_on(name, || Containerd::configured(version, settings), case);
+}
+
+/// The same on Docker.
+#[track_caller]
+pub fn compare_docker(release: Release, name: &str, case: docker::Case) {
+    compare_on(name, || Docker::start(release), case);
+}
+
+/// What a case is run on.
+trait Engine {
+    fn host(&self) -> &host::Host;
+    fn log(&self) -> String;
+}
+
+impl Engine for Containerd {
+    fn host(&self) -> &host::Host {
+        &self.host
+    }
+
+    fn log(&self) -> String {
+        self.log()
+    }
+}
+
+impl Engine for Docker {
+    fn host(&self) -> &host::Host {
+        &self.host
+    }
+
+    fn log(&self) -> String {
+        self.log()
+    }
+}
+
+#[track_caller]
+fn compare_on<E: Engine>(name: &str, start: impl Fn() -> E, case: fn(&E, Handler) -> Value) {
     let mut seen: Option<Value> = None;
     for handler in handlers() {
-        let engine = Containerd::configured(version, settings);
-        let before = engine.host.traces();
+        let engine = start();
+        let before = engine.host().traces();
         let mut observed = panic::catch_unwind(AssertUnwindSafe(|| {
             let observed = case(&engine, handler);
             // A killed shim of runc leaves its socket, and under containerd 2.1 the container runs on. That is runc's business.
             let runcs = |_: &str| !handler.is_kata() && name.ends_with("the_shim_is_killed");
-            engine.host.expect_traces(&before, runcs);
+            engine.host().expect_traces(&before, runcs);
             observed
         }))
         .unwrap_or_else(|reason| {
-            eprintln!("{name} with {} failed; containerd's log ends:\n{}", handler.name(), engine.log());
+            eprintln!("{name} with {} failed; the engine's log ends:\n{}", handler.name(), engine.log());
             panic::resume_unwind(reason);
         });
         differences::leave_out(name, &mut observed);
@@ -162,6 +201,27 @@ macro_rules! versions {
                     $crate::compare($crate::Version::$version, name, super::$case);
                 }
             )*
+        }
+    };
+}
+
+/// Makes each named function of its module a test for each version of Docker: `MODULE::CASE::docker_26`.
+#[macro_export]
+macro_rules! docker_cases {
+    ($($case:ident),* $(,)?) => {
+        $(
+            mod $case {
+                $crate::docker_cases! { @test $case docker_26 V26 }
+                $crate::docker_cases! { @test $case docker_28 V28 }
+            }
+        )*
+    };
+    (@test $case:ident $test:ident $release:ident) => {
+        #[test]
+        fn $test() {
+            let path = module_path!();
+            let name = path.split_once("::").map_or(path, |(_, name)| name);
+            $crate::compare_docker($crate::Release::$release, name, super::$case);
         }
     };
 }

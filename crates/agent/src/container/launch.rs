@@ -56,11 +56,15 @@ impl Forked {
     /// # Errors
     /// What it reports, or that it ended or did not get ready in time. It has been killed then.
     pub async fn prepared(&mut self) -> Result<Rc<Process>, Fault> {
-        let prepared = self.until_ready().await;
-        if prepared.is_err() {
+        let mut prepared = self.until_ready().await;
+        if let Err(fault) = &mut prepared {
             // It may have ended by itself.
             let _ = crate::sys::kill(self.pid, libc::SIGKILL);
-            within(KILL_DEADLINE, "the end of a process that could not be started", self.exit.ended()).await?;
+            let ended = within(KILL_DEADLINE, "the end of a process that could not be started", self.exit.ended());
+            if let Err(late) = ended.await {
+                // Why it could not be started is what the caller can do something about.
+                fault.message = format!("{}; {}", fault.message, late.message);
+            }
         }
         let terminal = prepared?;
         Ok(Rc::new(Process { pid: self.pid, exit: self.exit.clone(), terminal: terminal.into() }))

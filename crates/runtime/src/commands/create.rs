@@ -40,6 +40,7 @@ struct Order {
 fn check(context: &Context, id: &str, args: &CreateArgs, detached: bool) -> Result<Order> {
     context.store.check_free(id)?;
     let bundle = Bundle::load(args.bundle.as_deref().unwrap_or(Path::new(".")), sandbox::bundle::Role::Alone)?;
+    bundle.refuse_hooks()?;
     refuse_descriptors(args.preserve_fds)?;
     warn_of_passed_sockets(context);
     let terminal = bundle.spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);

@@ -3,3 +3,4 @@
 
 mod cri;
 mod ctr;
+mod docker;
