@@ -12,6 +12,8 @@ use tokio::{
 const MOST_HEAD: usize = 8192;
 /// Most header lines of a request.
 const MOST_HEADERS: usize = 64;
+/// What is read of a request that was refused, bytes.
+const MOST_UNREAD: u64 = 1 << 20;
 /// How long a caller may take to ask, and to take the answer.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -52,7 +54,9 @@ pub(super) async fn answer<F: Future<Output = Answer>>(
     // A caller that has gone misses nothing.
     let _ = timeout(DEADLINE, async {
         stream.write_all(&answer.bytes()).await?;
-        stream.shutdown().await
+        stream.shutdown().await?;
+        // Closing with something unread would reset the connection and take the answer back.
+        tokio::io::copy(&mut stream.take(MOST_UNREAD), &mut tokio::io::sink()).await
     })
     .await;
 }
