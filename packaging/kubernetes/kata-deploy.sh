@@ -585,7 +585,7 @@ look() {
         fail "/opt or /var/lib of the node is a symbolic link, which is not supported"
     name_drop_in
     exec 9<"$(at /opt)"
-    flock -n 9 || fail "another kata-deploy is at work on this node; wait until it has ended"
+    flock -w 10 9 || fail "another kata-deploy is at work on this node; wait until it has ended"
     recover
     for program in "$containerd" "$ctr"; do
         on_host sh -c "command -v '$program'" >/dev/null || fail "the node has no program $program; KATA_CONTAINERD and KATA_CTR name them"
@@ -787,7 +787,7 @@ main() {
     check) check ;;
     recover)
         exec 9<"$(at /opt)"
-        flock -n 9 || fail "another kata-deploy is at work on this node; wait until it has ended"
+        flock -w 10 9 || fail "another kata-deploy is at work on this node; wait until it has ended"
         recover
         ;;
     run) run_until_told ;;

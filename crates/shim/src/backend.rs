@@ -14,7 +14,7 @@ pub(crate) use ::sandbox::{
     rootfs::RootfsMount,
 };
 use agent_api::{WindowSize, statistics::Statistics};
-use oci_spec::runtime::{LinuxResources, Process};
+use oci_spec::runtime::{LinuxResources, Process, Spec};
 use tokio::sync::mpsc;
 
 use crate::{Result, group::Role, monitor::Durations, options::Options};
@@ -36,12 +36,21 @@ pub(crate) struct Boot {
     pub(crate) rootfs: Vec<RootfsMount>,
     /// Options of the runtime.
     pub(crate) options: Options,
-    /// The network namespace, where no bundle names it.
-    pub(crate) netns: Option<PathBuf>,
+    /// What a pod without a bundle is told by.
+    pub(crate) unbundled: Option<Unbundled>,
     /// Takes the names of containers that ran out of memory.
     pub(crate) out_of_memory: mpsc::UnboundedSender<String>,
     /// Takes how long the agent's answers take.
     pub(crate) agent_calls: Rc<RefCell<Durations>>,
+}
+
+/// What the Sandbox service says of a pod; its bundle is empty.
+#[derive(Debug)]
+pub(crate) struct Unbundled {
+    /// As much of a configuration as is known.
+    pub(crate) spec: Spec,
+    /// The network namespace.
+    pub(crate) netns: Option<PathBuf>,
 }
 
 /// A container that is to be created.

@@ -116,13 +116,13 @@ impl Hosted {
         store.check_free(&boot.sandbox)?;
         let alone = boot.role == Role::Single;
         let role = if alone { bundle::Role::Alone } else { bundle::Role::Pod };
-        // A sandbox of the sandbox API has no bundle.
-        let has_bundle = boot.bundle.join("config.json").exists();
-        let bundle = if has_bundle { Some(Bundle::load(&boot.bundle, role)?) } else { None };
+        let bundle = if boot.unbundled.is_none() { Some(Bundle::load(&boot.bundle, role)?) } else { None };
         if let Some(bundle) = bundle.as_ref().filter(|_| boot.namespace == DOCKER) {
             refuse_shared_network(bundle)?;
         }
-        let spec = bundle.as_ref().map(|bundle| bundle.spec.clone()).unwrap_or_default();
+        let unbundled = boot.unbundled.as_ref();
+        let spec = bundle.as_ref().map(|bundle| &bundle.spec).or(unbundled.map(|pod| &pod.spec));
+        let spec = spec.cloned().unwrap_or_default();
         let mut config = Config::load(boot.options.config_path.as_deref()).map_err(::sandbox::Error::from)?;
         let annotations = spec.annotations().clone().unwrap_or_default();
         let ignored = config.annotate(&annotations).map_err(::sandbox::Error::from)?;
@@ -131,8 +131,15 @@ impl Hosted {
         let limits = if alone { Limits::of(&spec) } else { limits_of_pod(&annotations) };
         limits.check()?;
         let demand = Demand::growing(limits, &plan);
-        if let Some(netns) = &boot.netns {
-            enter_network(netns)?;
+        match unbundled.map(|pod| &pod.netns) {
+            Some(Some(netns)) => enter_network(netns)?,
+            // The namespace that this process is in is the host's then, whose interfaces are none of a guest's business.
+            Some(None) => {
+                return Err(Error::Invalid(
+                    "the pod has no network namespace, which asks for the host's network; leave hostNetwork out".into(),
+                ));
+            }
+            None => {}
         }
         let hooks = bundle.as_ref().and_then(|bundle| Hooks::of(&origin, &boot.sandbox, bundle));
         let id = boot.sandbox.clone();

@@ -38,6 +38,7 @@ mod host;
 mod log;
 mod monitor;
 mod options;
+mod pod_config;
 mod serve;
 mod service;
 mod state;

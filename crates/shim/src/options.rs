@@ -123,9 +123,7 @@ fn of_runc(bytes: &[u8]) -> Result<Options> {
     if !options.criu_image_path.is_empty() || !options.criu_work_path.is_empty() {
         return refuse("CriuImagePath and CriuWorkPath", "checkpoints are not supported");
     }
-    if !options.task_api_address.is_empty() {
-        return refuse("TaskApiAddress", "this shim serves the task API itself");
-    }
+    // TaskApiAddress is where containerd 2 has found the Task service of a pod that it made by the Sandbox service: here.
     // NoPivotRoot, NoNewKeyring and Root are about runc's own doings and change nothing that a container could see here.
     Ok(Options { systemd_cgroup: options.systemd_cgroup, ..Options::default() })
 }

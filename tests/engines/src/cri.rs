@@ -27,6 +27,8 @@ pub struct Node<'a> {
     pub engine: &'a Containerd,
     /// What its pods run in.
     pub handler: Handler,
+    /// What containerd's configuration calls that.
+    name: &'static str,
     runtime: Service,
     images: Service,
 }
@@ -56,11 +58,17 @@ pub struct Executed {
 impl<'a> Node<'a> {
     /// A node with the images of the tests.
     pub fn new(engine: &'a Containerd, handler: Handler) -> Self {
+        Self::named(engine, handler, handler.name())
+    }
+
+    /// A node whose pods run in what containerd's configuration calls so.
+    pub fn named(engine: &'a Containerd, handler: Handler, name: &'static str) -> Self {
         let service =
             |name| Service { socket: engine.host.seen("/run/containerd/containerd.sock"), name, metadata: Vec::new() };
         let node = Self {
             engine,
             handler,
+            name,
             runtime: service("runtime.v1.RuntimeService"),
             images: service("runtime.v1.ImageService"),
         };
@@ -127,7 +135,7 @@ impl<'a> Node<'a> {
     /// Tries to start a pod.
     pub fn try_pod(&self, name: &str, change: &Value) -> Result<Pod<'_>, Failure> {
         let config = self.pod_config(name, change);
-        let answer = self.call("RunPodSandbox", &json!({"config": config, "runtime_handler": self.handler.name()}))?;
+        let answer = self.call("RunPodSandbox", &json!({"config": config, "runtime_handler": self.name}))?;
         let id = answer["pod_sandbox_id"].as_str().unwrap().to_owned();
         Ok(Pod { node: self, id, name: name.into(), config })
     }

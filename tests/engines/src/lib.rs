@@ -92,6 +92,7 @@ pub const EVERYWHERE: &[&str] = &[
     "cri::pods::statistics",
     "cri::pods::containerd_comes_back",
     "cri::pods::the_shim_is_killed",
+    "cri::sandboxer::",
     "cri::streams::",
     "cri::limits::out_of_memory",
     "cri::limits::an_update_in_place",

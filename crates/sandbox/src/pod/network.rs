@@ -43,6 +43,12 @@ impl PodNetwork {
             Internetworking::Macvtap => Model::Macvtap,
             Internetworking::None => return Ok(None),
         };
+        if network::Namespace::current()?.is_host()? {
+            return Err(Error::State(
+                "this process is in the host's network namespace, whose interfaces are not for a guest; a namespace of the sandbox's own is expected"
+                    .into(),
+            ));
+        }
         // Before the first look, so that nothing is missed.
         let watch = Watch::open()?;
         let told = network::scan()?;

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    backend::{Boot, NewContainer, RootfsMount, Sandbox},
+    backend::{Boot, NewContainer, RootfsMount, Sandbox, Unbundled},
     group::{Brief, Role},
     options::Options,
     state::{Exit, State},
@@ -163,7 +163,7 @@ impl Pod {
         role: Role,
         rootfs: Vec<RootfsMount>,
         options: Options,
-        netns: Option<std::path::PathBuf>,
+        unbundled: Option<Unbundled>,
     ) -> Result<Rc<dyn Sandbox>> {
         if self.machine.borrow().is_some() || self.booting.replace(true) {
             return Err(Error::AlreadyExists(format!(
@@ -178,7 +178,7 @@ impl Pod {
             role,
             rootfs,
             options,
-            netns,
+            unbundled,
             out_of_memory: self.out_of_memory.clone(),
             agent_calls: self.agent_calls.clone(),
         };

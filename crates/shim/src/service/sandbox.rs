@@ -19,6 +19,7 @@ use containerd_shim_protos::{
         asynchronous::{Service, TtrpcContext},
     },
 };
+use oci_spec::runtime::Spec;
 use tokio::time::{Duration, timeout};
 
 use super::{
@@ -27,8 +28,10 @@ use super::{
 };
 use crate::{
     Error, Result,
+    backend::Unbundled,
     group::Role,
     options::Options,
+    pod_config,
     state::{Exit, State},
     stdio::Names,
     translate::{metrics, timestamp},
@@ -41,6 +44,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(30);
 pub(super) struct Made {
     container: Rc<Container>,
     options: Options,
+    spec: Spec,
     netns: Option<PathBuf>,
     created: SystemTime,
     started: Cell<bool>,
@@ -82,6 +86,7 @@ impl Pod {
             Some(options) => Options::from_any(options)?,
             None => Options::default(),
         };
+        let spec = pod_config::spec(&request.sandbox_id, request.options.as_ref())?;
         let container = Container {
             id: request.sandbox_id.clone(),
             bundle: request.bundle_path.clone().into(),
@@ -93,6 +98,7 @@ impl Pod {
         *self.api.borrow_mut() = Some(Made {
             container: Rc::new(container),
             options,
+            spec,
             netns: (!request.netns_path.is_empty()).then(|| request.netns_path.clone().into()),
             created: SystemTime::now(),
             started: Cell::new(false),
@@ -101,11 +107,12 @@ impl Pod {
     }
 
     async fn start_sandbox(self: &Rc<Self>, id: &str) -> Result<StartSandboxResponse> {
-        let (container, options, netns, created) =
-            self.made(id, |made| (made.container.clone(), made.options.clone(), made.netns.clone(), made.created))?;
+        let (container, options, created) =
+            self.made(id, |made| (made.container.clone(), made.options.clone(), made.created))?;
+        let unbundled = self.made(id, |made| Unbundled { spec: made.spec.clone(), netns: made.netns.clone() })?;
         let _turn = container.init.turn.lock().await;
         container.init.state.get().may_start()?;
-        let machine = self.boot(&container.bundle, Role::Sandbox, Vec::new(), options, netns).await?;
+        let machine = self.boot(&container.bundle, Role::Sandbox, Vec::new(), options, Some(unbundled)).await?;
         let entered = machine.create_pause(id).and_then(|()| self.follow(container.clone(), container.init.clone()));
         if let Err(error) = entered {
             self.stop_machine().await?;

@@ -3,6 +3,7 @@
 mod limits;
 mod network;
 mod pods;
+mod sandboxer;
 mod security;
 mod streams;
 mod volumes;
