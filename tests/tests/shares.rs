@@ -59,3 +59,29 @@ fn a_change_on_the_host_shows_in_the_container() {
     assert_eq!(fs::read_to_string(data.path().join("back")).unwrap(), "back\n");
     runtime.ok(["delete", "--force", "live"]);
 }
+
+#[test]
+fn a_file_that_grows_between_create_and_start_is_read_to_its_end() {
+    let data = tempfile::tempdir().unwrap();
+    let file = data.path().join("resolv.conf");
+    fs::write(&file, "short\n").unwrap();
+    let mut bundle = Bundle::new(["cat", "/tmp/resolv.conf"]);
+    bundle.mount(bind(&file, "/tmp/resolv.conf", "ro"));
+    bundle.edit(|config| {
+        config["mounts"]
+            .as_array_mut()
+            .unwrap()
+            .insert(1, serde_json::json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"}));
+    });
+    let kata = Runtime::kata();
+    let output = data.path().join("output");
+    let mut create = kata.command(["create", "--bundle", bundle.arg(), "grows"]);
+    create.stdout(fs::File::create(&output).unwrap());
+    assert!(create.status().unwrap().success());
+    // As engines do with resolv.conf, at once, so that what the guest remembers still holds.
+    fs::write(&file, "much longer than it was before\n").unwrap();
+    kata.ok(["start", "grows"]);
+    kata.wait_for("grows", "stopped");
+    assert_eq!(fs::read_to_string(&output).unwrap(), "much longer than it was before\n");
+    kata.ok(["delete", "grows"]);
+}

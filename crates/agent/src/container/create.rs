@@ -1,9 +1,10 @@
 //! Creating and starting containers.
 
 use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
 use std::rc::Rc;
 
-use agent_api::{Fault, FaultKind, SeccompFilter};
+use agent_api::{Fault, FaultKind, GUEST_SHARED_DIR, SeccompFilter};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::task::spawn_local;
 
@@ -105,6 +106,8 @@ async fn make(agent: &Rc<Agent>, wanted: Wanted, streams: Streams) -> Result<Rc<
         Ok(pidfd) => pidfd,
         Err(fault) => return Err(give_up(&cgroup, init.pid, fault).await),
     };
+    let sources = spec.mounts.iter().filter_map(|mount| mount.source.clone());
+    let shared = sources.filter(|source| source.starts_with(GUEST_SHARED_DIR)).collect();
     let container = Rc::new(Container {
         id: id.clone(),
         init,
@@ -113,6 +116,7 @@ async fn make(agent: &Rc<Agent>, wanted: Wanted, streams: Streams) -> Result<Rc<
         namespaces,
         seccomp,
         unstarted: RefCell::new(if start { None } else { Some(forked.end) }),
+        shared,
         paused: Cell::new(false),
         execs: RefCell::default(),
         storages: RefCell::default(),
@@ -179,6 +183,16 @@ async fn give_up(cgroup: &Cgroup, pid: u32, fault: Fault) -> Fault {
     fault
 }
 
+/// Has the kernel ask anew how large files of the host are. Engines write some of those that a container is given (resolv.conf, hosts)
+/// after they have created it; a file is read only as far as it was known to go.
+fn refresh(shared: &[PathBuf]) {
+    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+    for path in shared {
+        // One that is gone is for the container to find out.
+        let _ = statx(CWD, path, AtFlags::STATX_FORCE_SYNC, StatxFlags::SIZE);
+    }
+}
+
 /// Lets a created container's first process run, and waits until it does.
 ///
 /// # Errors
@@ -190,6 +204,7 @@ pub async fn start(agent: &Agent, container: &Container) -> Result<(), Fault> {
     }
     let end = container.unstarted.borrow_mut().take();
     let end = end.ok_or_else(|| fault(FaultKind::InvalidState, "cannot start an already running container"))?;
+    refresh(&container.shared);
     end.go_on();
     Forked::executed(&end).await?;
     agent.crash_soon(CrashPoint::Running);

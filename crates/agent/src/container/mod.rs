@@ -53,6 +53,7 @@ pub use update::update;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -97,6 +98,8 @@ pub struct Container {
     seccomp: Option<SeccompFilter>,
     /// The first process waits at the other end of this to be started.
     unstarted: RefCell<Option<AgentEnd>>,
+    /// What of the host is bound into it.
+    shared: Vec<PathBuf>,
     paused: Cell<bool>,
     execs: RefCell<HashMap<String, Option<Rc<Process>>>>,
     /// The storages that go with it.
