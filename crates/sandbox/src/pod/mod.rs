@@ -444,7 +444,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// What the guest says, e.g. that something does not end; then it can be tried again.
-    pub async fn remove(&self, container: &str) -> Result<()> {
+    pub async fn remove(self: &Rc<Self>, container: &str) -> Result<()> {
         if !self.is_pause(container) {
             let request = Request::DeleteContainer { container: container.into() };
             match self.machine.call_within("delete the container", &request, REMOVE_DEADLINE).await {
@@ -458,6 +458,16 @@ impl Sandbox {
         }
         self.vacate(container).await;
         self.machine.forget(container);
+        // What it might have used goes back to the host; nobody needs to wait until the guest has let go of it.
+        let sandbox = self.clone();
+        tokio::task::spawn_local(async move {
+            if !sandbox.is_dead()
+                && let Err(error) = sandbox.fit().await
+                && !sandbox.is_dead()
+            {
+                eprintln!("{}", error.chain());
+            }
+        });
         Ok(())
     }
 

@@ -59,6 +59,7 @@ fn directories_and_files_of_the_node(engine: &Containerd, handler: Handler) -> V
         mount(top.join("termination"), "/dev/termination-log", false),
     ]});
     let container = pod.idle("main", &change);
+    // A guest mounts what is a mount of the host once more, beneath the one that was asked for: each line counts once.
     let seen = node.sh(
         &container,
         "cat /data/in /sub/below /deep/down/file /etc/hosts /etc/resolv.conf /etc/hostname
@@ -69,7 +70,7 @@ fn directories_and_files_of_the_node(engine: &Containerd, handler: Handler) -> V
          printf 'the reason' >/dev/termination-log
          for at in /read-only/no /deep/down/file; do echo no 2>/dev/null >$at || echo refused $at; done
          cat /read-only/made/out
-         mount | grep -E ' (/data|/read-only|/deep/down/file) ' | sed 's/.* \\(\\/[^ ]*\\) type [^ ]* (\\(r[ow]\\).*/\\1 \\2/'",
+         mount | grep -E ' (/data|/read-only|/deep/down/file) ' | sed 's/.* \\(\\/[^ ]*\\) type [^ ]* (\\(r[ow]\\).*/\\1 \\2/' | sort -u",
     );
     for (name, text) in [
         ("data/made/out", "written\n"),
