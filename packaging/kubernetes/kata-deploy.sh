@@ -206,7 +206,7 @@ finish() {
     if [ -e "$(at "$state/remove")" ]; then
         while read -r path; do
             if [ -d "$(at "$path")" ] && [ "${path#"$versions"/}" = "$path" ]; then
-                rmdir "$(at "$path")" 2>/dev/null || say "$path stays: somebody has put files there"
+                rmdir --ignore-fail-on-non-empty "$(at "$path")" || return 0; [ ! -d "$(at "$path")" ] || say "$path stays: it has files"
             else
                 rm -rf "$(at "$path")" || return 0
             fi
