@@ -52,9 +52,7 @@ say "contest: the source of containerd $version, Go and ${#depends[@]} libraries
     cd debs
     quietly "${own_apt[@]}" download "${packages[@]}"
 )
-for archive in "$work"/debs/*.deb; do
-    dpkg-deb --fsys-tarfile "$archive" | tar -x --keep-directory-symlink --no-same-owner -C "$work/root"
-done
+unpack "$work/debs" "$work/root"
 source=$work/go/src/$package
 mkdir "$source"
 tar -xf "$work"/containerd_*.orig.tar.xz --strip-components=1 --no-same-owner -C "$source"

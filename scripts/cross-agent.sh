@@ -29,13 +29,6 @@ add_std() {
     timeout 180 rustup --quiet target add "$triple" && has_std "$(rustc --print sysroot)" "$triple"
 }
 
-unpack() {
-    local package
-    for package in "$1"/*.deb; do
-        dpkg-deb --fsys-tarfile "$package" | tar -x --keep-directory-symlink --no-same-owner -C "$2"
-    done
-}
-
 # Unpacks Debian's compiler, with the libraries it runs with, into CACHE/rust.
 unpack_rust() {
     local work=$rust.new version dir

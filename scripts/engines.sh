@@ -34,9 +34,7 @@ fetch() {
     rm -rf "$work"
     mkdir -p "$work/debs" "$work/root"
     (cd "$work/debs" && quietly "${own_apt[@]}" download "$@")
-    for package in "$work"/debs/*.deb; do
-        dpkg-deb --fsys-tarfile "$package" | tar -x --keep-directory-symlink --no-same-owner -C "$work/root"
-    done
+    unpack "$work/debs" "$work/root"
     rm -rf "$work/root/usr/share/"{doc,man,locale,bash-completion,lintian} "${directory:?}"
     printf '%s\n' "$version" >"$work/root/version"
     printf '%s\n' "$recipe" >"$work/root/.recipe"

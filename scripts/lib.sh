@@ -49,6 +49,14 @@ lock_cache() {
     }
 }
 
+# unpack DIRECTORY ROOT: the Debian packages in a directory, into a root whose /bin and its like may be links.
+unpack() {
+    local package
+    for package in "$1"/*.deb; do
+        dpkg-deb --fsys-tarfile "$package" | tar -x --keep-directory-symlink --no-same-owner -C "$2"
+    done
+}
+
 # The architecture's name in Debian.
 debian_architecture() {
     case $1 in

@@ -41,9 +41,7 @@ for dir in bin sbin lib lib64; do
     mkdir -p "$work/root/usr/$dir"
     ln -s "usr/$dir" "$work/root/$dir"
 done
-for package in "$work"/debs/*.deb; do
-    dpkg-deb --fsys-tarfile "$package" | tar -x --keep-directory-symlink --no-same-owner -C "$work/root"
-done
+unpack "$work/debs" "$work/root"
 cp "$work/root/usr/share/base-passwd/passwd.master" "$work/root/etc/passwd"
 cp "$work/root/usr/share/base-passwd/group.master" "$work/root/etc/group"
 ln -sf mawk "$work/root/usr/bin/awk"

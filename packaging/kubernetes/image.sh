@@ -51,9 +51,7 @@ if [ "$(cat "$base/.recipe" 2>/dev/null)" != "$recipe" ]; then
         mkdir -p "$base.new/root/usr/$dir"
         ln -s "usr/$dir" "$base.new/root/$dir"
     done
-    for package in "$base.new"/debs/*.deb; do
-        dpkg-deb --fsys-tarfile "$package" | tar -x --keep-directory-symlink --no-same-owner -C "$base.new/root"
-    done
+    unpack "$base.new/debs" "$base.new/root"
     # Copyright files stay, the rest of the documentation goes.
     find "$base.new/root/usr/share/doc" \( -type f -o -type l \) ! -name copyright -delete
     find "$base.new/root/usr/share/doc" -type d -empty -delete
