@@ -17,7 +17,9 @@ pub mod grpc;
 pub mod host;
 pub mod images;
 pub mod proto;
+
 pub mod stream;
+pub mod terminal;
 
 use std::{
     env,

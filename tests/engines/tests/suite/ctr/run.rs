@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use engines::{Containerd, Handler, cases, containerd::run_arguments};
+use engines::{Containerd, Handler, cases, containerd::run_arguments, terminal::on_a_terminal};
 use serde_json::{Value, json};
 
 use super::{seen, wait_until};
@@ -83,18 +83,9 @@ fn environment_directory_and_user(engine: &Containerd, handler: Handler) -> Valu
 
 fn terminal(engine: &Containerd, handler: Handler) -> Value {
     let command = engine.ctr_command(run_arguments(handler, &["--rm", "--tty"], "tty", &["sh"]));
-    let mut terminal = e2e::Terminal::start(&command, 30, 100);
-    // Its size reaches the terminal some time later.
-    terminal.write("tty; until [ \"$(stty size)\" = '30 100' ]; do sleep 0.1; done; echo sta''rted\r");
-    terminal.expect("started\r");
-    terminal.resize(44, 123);
-    terminal.write("until [ \"$(stty size)\" = '44 123' ]; do sleep 0.1; done; echo res''ized\r");
-    terminal.expect("resized");
-    terminal.write("echo err >&2; exit 9\r");
-    let (code, shown) = terminal.finish();
-    assert_eq!(code, 9, "{shown}");
+    let (seen, shown) = on_a_terminal(&command, "echo err >&2; exit 9");
     assert!(shown.contains("err\r"), "{shown}");
-    json!({"code": code, "tty": shown.lines().map(str::trim_end).find(|line| line.starts_with("/dev/"))})
+    seen
 }
 
 fn capabilities_and_seccomp(engine: &Containerd, handler: Handler) -> Value {

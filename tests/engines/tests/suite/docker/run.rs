@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use engines::{Docker, Handler, docker_cases};
+use engines::{Docker, Handler, docker_cases, terminal::on_a_terminal};
 use serde_json::{Value, json};
 
 use super::seen;
@@ -23,17 +23,7 @@ fn output_and_code(docker: &Docker, handler: Handler) -> Value {
 
 fn terminal(docker: &Docker, handler: Handler) -> Value {
     let command = docker.run_command(handler, &["--rm", "--interactive", "--tty"], &["sh"]);
-    let mut terminal = e2e::Terminal::start(&command, 30, 100);
-    // Its size reaches the terminal some time later.
-    terminal.write("tty; until [ \"$(stty size)\" = '30 100' ]; do sleep 0.1; done; echo sta''rted\r");
-    terminal.expect("started\r");
-    terminal.resize(44, 123);
-    terminal.write("until [ \"$(stty size)\" = '44 123' ]; do sleep 0.1; done; echo res''ized\r");
-    terminal.expect("resized");
-    terminal.write("exit 9\r");
-    let (code, shown) = terminal.finish();
-    assert_eq!(code, 9, "{shown}");
-    json!({"code": code, "tty": shown.lines().map(str::trim_end).find(|line| line.starts_with("/dev/"))})
+    on_a_terminal(&command, "exit 9").0
 }
 
 fn volumes(docker: &Docker, handler: Handler) -> Value {
