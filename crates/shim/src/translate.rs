@@ -67,6 +67,19 @@ pub(crate) fn metrics(statistics: &Statistics, unified: bool) -> Result<Any> {
     }
 }
 
+/// Counters of an interface, in either version's type: they are generated and have the same fields.
+macro_rules! interface {
+    ($Type:ty, $from:expr) => {{
+        let (from, mut to) = ($from, <$Type>::new());
+        to.name = from.name.clone();
+        (to.rx_bytes, to.rx_packets, to.rx_errors, to.rx_dropped) =
+            (from.rx_bytes, from.rx_packets, from.rx_errors, from.rx_dropped);
+        (to.tx_bytes, to.tx_packets, to.tx_errors, to.tx_dropped) =
+            (from.tx_bytes, from.tx_packets, from.tx_errors, from.tx_dropped);
+        to
+    }};
+}
+
 fn metrics_v2(from: &Statistics) -> v2::Metrics {
     let mut to = v2::Metrics::new();
     let pids = to.pids.mut_or_insert_default();
@@ -148,19 +161,7 @@ fn metrics_v2(from: &Statistics) -> v2::Metrics {
             to
         })
         .collect();
-    to.network = from
-        .network
-        .iter()
-        .map(|from| {
-            let mut to = v2::NetworkStat::new();
-            to.name = from.name.clone();
-            (to.rx_bytes, to.rx_packets, to.rx_errors, to.rx_dropped) =
-                (from.rx_bytes, from.rx_packets, from.rx_errors, from.rx_dropped);
-            (to.tx_bytes, to.tx_packets, to.tx_errors, to.tx_dropped) =
-                (from.tx_bytes, from.tx_packets, from.tx_errors, from.tx_dropped);
-            to
-        })
-        .collect();
+    to.network = from.network.iter().map(|from| interface!(v2::NetworkStat, from)).collect();
     to
 }
 
@@ -238,19 +239,7 @@ fn metrics_v1(from: &Statistics) -> v1::Metrics {
             to
         })
         .collect();
-    to.network = from
-        .network
-        .iter()
-        .map(|from| {
-            let mut to = v1::NetworkStat::new();
-            to.name = from.name.clone();
-            (to.rx_bytes, to.rx_packets, to.rx_errors, to.rx_dropped) =
-                (from.rx_bytes, from.rx_packets, from.rx_errors, from.rx_dropped);
-            (to.tx_bytes, to.tx_packets, to.tx_errors, to.tx_dropped) =
-                (from.tx_bytes, from.tx_packets, from.tx_errors, from.tx_dropped);
-            to
-        })
-        .collect();
+    to.network = from.network.iter().map(|from| interface!(v1::NetworkStat, from)).collect();
     to
 }
 
