@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Result, image};
 
 /// An architecture of processors. The guest's is the one its kernel was built for; it need not be the host's, but then
 /// its processor is emulated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Arch {
     /// 64-bit x86.
     X86_64,

@@ -50,7 +50,7 @@ use std::{ffi::OsStr, path::Path, process::ExitCode};
 pub(crate) use error::{Error, Result};
 
 fn main() -> ExitCode {
-    let begun_ns = sys::monotonic_ns();
+    let begun_ns = sandbox::timeline::now_ns();
     let mut arguments = std::env::args_os();
     let called = arguments.next().unwrap_or_default();
     let role = Path::new(&called).file_name().and_then(OsStr::to_str).unwrap_or_default();

@@ -6,12 +6,6 @@ use std::{
     ptr,
 };
 
-/// `CLOCK_MONOTONIC`, nanoseconds.
-pub(crate) fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
 /// Signals that are left alone: the kernel's for a fault of this very process, those of job control that stop it, and those
 /// that say something of its own descriptors and children.
 const LEFT_ALONE: [i32; 11] = [

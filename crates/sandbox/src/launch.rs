@@ -80,7 +80,7 @@ pub fn launch(launch: Launch<'_>) -> Result<Running> {
     let limits = Limits::of(&bundle.spec);
     limits.check()?;
     let demand = Demand::fixed(limits, &config.qemu);
-    let Prepared { parts, trees, disks } = Prepared::new(id, bundle, root, plan.arch()?)?;
+    let Prepared { parts, trees, disks } = Prepared::new(id, bundle, root, plan.arch())?;
 
     let dir = store.reserve(id)?;
     let launched = (|| {

@@ -9,6 +9,8 @@
 //!                                     `== channel ==> guest: kernel + kata-agent
 //! ```
 //!
+//! containerd's shim hosts the same [`pod::Sandbox`] in its own process instead of a daemon's. What follows is the command line's way.
+//!
 //! The **caller** checks everything that can be checked ([`bundle`]), opens what is to be shared as `open_tree(2)`
 //! descriptors in its own mount namespace, makes the state directory ([`store`]) and starts the daemon ([`launch`]).
 //! The **daemon** ([`daemon`]) owns the machine. It lives in a mount namespace of its own, so nothing of a sandbox ever

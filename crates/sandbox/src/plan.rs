@@ -27,6 +27,7 @@ pub struct Plan {
     pub(crate) kernel: PathBuf,
     pub(crate) image: GuestImage,
     pub(crate) kvm: bool,
+    pub(crate) arch: Arch,
 }
 
 impl Plan {
@@ -40,17 +41,14 @@ impl Plan {
         let arch = Arch::of_kernel(&guest.kernel)?;
         let kvm = choose_accelerator(config, arch, warn)?;
         let vmm = config.qemu.locate_program(arch.qemu_program(), arch.qemu_package(), kvm)?;
-        let plan = Self { config: config.clone(), vmm, kernel: guest.kernel, image: guest.image, kvm };
+        let plan = Self { config: config.clone(), vmm, kernel: guest.kernel, image: guest.image, kvm, arch };
         hypervisor::Hypervisor::check(&plan.driver(), &plan.kernel, &plan.guest_image(), vmm_uid())?;
         Ok(plan)
     }
 
     /// The guest's architecture.
-    ///
-    /// # Errors
-    /// When the kernel cannot be read any more.
-    pub fn arch(&self) -> Result<Arch> {
-        Ok(Arch::of_kernel(&self.kernel)?)
+    pub fn arch(&self) -> Arch {
+        self.arch
     }
 
     pub(crate) fn driver(&self) -> hypervisor::Qemu {

@@ -144,9 +144,6 @@ pub struct ContainerState {
     /// `uname -r` of the guest.
     #[serde(default)]
     pub guest_kernel: Option<String>,
-    /// The network namespace whose interfaces are passed on to the guest.
-    #[serde(default)]
-    pub network_namespace: Option<PathBuf>,
     /// Host cgroups that were made for the sandbox, innermost first.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
@@ -172,7 +169,6 @@ impl ContainerState {
             vmm: None,
             virtiofs: None,
             guest_kernel: None,
-            network_namespace: None,
             cgroups: Vec::new(),
         }
     }

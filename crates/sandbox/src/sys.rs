@@ -35,12 +35,6 @@ pub(crate) fn wait_gone(handle: &OwnedFd, deadline: Duration) -> bool {
     }
 }
 
-/// `CLOCK_MONOTONIC`, nanoseconds.
-pub(crate) fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
 /// Closes every descriptor but 0, 1 and 2.
 pub(crate) fn close_all_but_stdio() -> std::io::Result<()> {
     // SAFETY: close_range(2) touches no memory, and nothing in this process has opened a descriptor yet that safe code

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, store::StateDir, sys};
+use crate::{Result, store::StateDir};
 
 /// File in the state directory.
 pub const FILE: &str = "timeline.json";
@@ -34,6 +34,12 @@ pub struct Timeline {
     saved: usize,
 }
 
+/// `CLOCK_MONOTONIC`, nanoseconds: by which callers say when they began.
+pub fn now_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
 impl Timeline {
     pub(crate) fn new(begun_ns: u64) -> Self {
         Self { begun_ns, steps: Vec::new(), saved: 0 }
@@ -41,7 +47,7 @@ impl Timeline {
 
     /// Notes that something was finished just now.
     pub(crate) fn mark(&mut self, name: &str) {
-        self.mark_at("host", name, sys::monotonic_ns());
+        self.mark_at("host", name, now_ns());
     }
 
     /// Notes that something was finished at a moment of `CLOCK_MONOTONIC`.

@@ -84,7 +84,7 @@ impl Error {
 
     /// The whole chain as one line.
     pub fn chain(&self) -> String {
-        sandbox_chain(self)
+        sandbox::chain(self)
     }
 
     /// The code by which containerd's clients tell errors apart.
@@ -129,17 +129,6 @@ impl Error {
         };
         if text.contains(words) { text } else { format!("{text}: {words}") }
     }
-}
-
-fn sandbox_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 impl From<Error> for ttrpc::Error {

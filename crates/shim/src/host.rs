@@ -111,7 +111,7 @@ struct Hosted {
 
 impl Hosted {
     async fn boot(boot: Boot, origin: Arc<Origin>) -> Result<Self> {
-        let begun_ns = monotonic_ns();
+        let begun_ns = ::sandbox::timeline::now_ns();
         let store = Store::new(state_root(&boot.namespace));
         store.check_free(&boot.sandbox)?;
         let alone = boot.role == Role::Single;
@@ -280,7 +280,7 @@ fn prepare(id: &str, bundle: &Bundle, mounts: &[RootfsMount], dir: &StateDir, pl
     }
     let root = rootfs::open(mounts, &bundle.rootfs, &staging);
     let _not_empty = fs::remove_dir(&staging);
-    Ok(Prepared::new(id, bundle, root?, plan.arch()?)?)
+    Ok(Prepared::new(id, bundle, root?, plan.arch())?)
 }
 
 /// What all containers of a pod may use, as the CRI tells before any of them is there.
@@ -326,12 +326,6 @@ fn remove(dir: &StateDir, cgroup: Option<HostCgroup>) -> Result<()> {
         Store::new(root).remove_if_empty(1);
     }
     Ok(())
-}
-
-/// `CLOCK_MONOTONIC`, nanoseconds.
-fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
 }
 
 /// Writes down and passes on what happens.

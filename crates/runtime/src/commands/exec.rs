@@ -22,7 +22,7 @@ use crate::{
     process_spec::{self, Changes},
     shim,
     signals::Signals,
-    stdio, sys,
+    stdio,
 };
 
 /// Starts a further process.
@@ -49,7 +49,7 @@ pub(crate) fn exec(context: &Context, mut args: ExecArgs) -> Result<ExitCode> {
         shim::check_pid_file(path)?;
     }
     // Unique among the container's processes: no other process has this pid at this moment.
-    let name = format!("exec-{}-{}", std::process::id(), sys::monotonic_ns());
+    let name = format!("exec-{}-{}", std::process::id(), sandbox::timeline::now_ns());
     if args.detach {
         detached(context, &id, &client, &name, process, &args)
     } else {

@@ -151,8 +151,8 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
         begun_ns,
     })
     .await?;
-    let created = match sandbox.create(dir.id(), prepared, Io::of_sockets(stdio.unwrap_or_default())?, start).await {
-        Ok(created) => created,
+    let guest_pid = match sandbox.create(dir.id(), prepared, Io::of_sockets(stdio.unwrap_or_default())?, start).await {
+        Ok(guest_pid) => guest_pid,
         Err(error) => {
             sandbox.stop().await;
             return Err(error);
@@ -161,7 +161,7 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
     // Before anything else is awaited, so that a process that ends at once is not called running after it was called stopped.
     journal.update(|state| state.status = if start { Status::Running } else { Status::Created })?;
     sandbox.save_timeline()?;
-    Ok((Rc::new(Host { sandbox, journal }), listener, created.guest_pid))
+    Ok((Rc::new(Host { sandbox, journal }), listener, guest_pid))
 }
 
 /// Writes down why a sandbox is not.

@@ -154,7 +154,7 @@ async fn execute(host: &Host, id: &str, process: oci_spec::runtime::Process, end
     if host.sandbox.is_running(host.container(), Some(id)) {
         return Err(invalid(format!("a process {id:?} runs already in this container")));
     }
-    Ok(host.sandbox.exec(host.container(), id, process, Io::of_sockets(ends)?).await?.guest_pid)
+    host.sandbox.exec(host.container(), id, process, Io::of_sockets(ends)?).await
 }
 
 /// Says `first`, waits for a process's end and says how it ended.

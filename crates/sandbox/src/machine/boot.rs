@@ -20,7 +20,7 @@ use crate::{
     pod::Demand,
     store::ProcessRef,
     sys,
-    timeline::Timeline,
+    timeline::{self, Timeline},
 };
 
 /// What is to be booted.
@@ -86,7 +86,7 @@ pub(crate) async fn boot(order: Order<'_>, timeline: &mut Timeline) -> Result<Rc
 async fn greet(machine: &Rc<Machine>, deadline: Duration, timeline: &mut Timeline) -> Result<String> {
     let hello = Request::Hello(hello()?);
     let (reply, _) = machine.call_within("boot the guest", &hello, deadline).await?;
-    let here = sys::monotonic_ns();
+    let here = timeline::now_ns();
     let Reply::Hello(reply) = reply else { return Err(out_of_turn("boot the guest", &reply)) };
     check_version(&reply)?;
     timeline.mark_guest(&reply.stages, reply.now_ns, here);

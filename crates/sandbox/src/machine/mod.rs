@@ -17,7 +17,7 @@ use std::{
 
 use agent_api::{ExitStatus, FaultKind, Reply, Request, StreamToken, frame};
 use hypervisor::Vm;
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{Error, Result};
 
@@ -170,17 +170,27 @@ impl Machine {
         }
     }
 
-    /// A call that starts a process. Its end is watched from now on.
+    /// A call that starts a process. Its end is watched from now on, and is that of what copies its `input`, too: whoever writes
+    /// that may keep it open.
     pub(crate) async fn start_process(
         self: &Rc<Self>,
         step: &str,
         name: (&str, Option<&str>),
         request: &Request,
+        input: Option<JoinHandle<()>>,
         deadline: Duration,
     ) -> Result<u32> {
-        let (pid, mut stream) = match self.call_within(step, request, deadline).await? {
-            (Reply::Created { pid }, stream) => (pid, stream),
-            (other, _) => return Err(out_of_turn(step, &other)),
+        let stop_input = move || {
+            if let Some(input) = input {
+                input.abort();
+            }
+        };
+        let (pid, mut stream) = match self.call_within(step, request, deadline).await {
+            Ok((Reply::Created { pid }, stream)) => (pid, stream),
+            not_started => {
+                stop_input();
+                return Err(not_started.map_or_else(|error| error, |(other, _)| out_of_turn(step, &other)));
+            }
         };
         let told = self.watch_process(name.0, name.1);
         let (container, exec) = (name.0.to_owned(), name.1.map(str::to_owned));
@@ -198,6 +208,7 @@ impl Machine {
                 reason = machine.died() => Err(reason),
             };
             machine.process_ended(&container, exec.as_deref(), outcome, &told);
+            stop_input();
         });
         Ok(pid)
     }

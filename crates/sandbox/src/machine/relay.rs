@@ -1,12 +1,11 @@
 //! Copying between a caller's ends of a process's stdio and streams of the channel.
 
-use std::{cell::RefCell, os::fd::OwnedFd, pin::Pin, rc::Rc};
+use std::{os::fd::OwnedFd, pin::Pin};
 
 use agent_api::{Request, Stdio, StreamToken, frame};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, copy_buf},
     net::UnixStream,
-    sync::watch,
     task::JoinHandle,
 };
 
@@ -44,24 +43,10 @@ impl Io {
     }
 }
 
-/// Tells when all that a process wrote has been passed on.
-#[derive(Debug, Clone)]
-pub struct Drained(watch::Receiver<usize>);
-
-impl Drained {
-    /// Waits, without a deadline, until both outputs have ended.
-    pub async fn wait(&mut self) {
-        // An error means that nobody copies any more.
-        let _ = self.0.wait_for(|left| *left == 0).await;
-    }
-}
-
 /// The streams of one process.
 pub(crate) struct Connected {
     /// What the agent is told.
     pub(crate) stdio: Stdio,
-    /// The end of the outputs.
-    pub(crate) drained: Drained,
     /// What copies the input; to be stopped when the process has ended, because the caller may keep its end open.
     pub(crate) input: Option<JoinHandle<()>>,
 }
@@ -72,9 +57,6 @@ const BUFFER: usize = 64 << 10;
 /// Connects a process's stdio: opens its streams and starts one copying task each.
 pub(crate) fn connect(opener: &proxy::Opener, io: Io, mut token: impl FnMut() -> StreamToken) -> Result<Connected> {
     let mut input = None;
-    let outputs = usize::from(io.stdout.is_some()) + usize::from(io.stderr.is_some());
-    let (left, drained) = watch::channel(outputs);
-    let left = Rc::new(RefCell::new(left));
     let mut open = || -> Result<_> {
         let stream = opener.open();
         Ok((stream.map_err(|e| Error::io("open a stdio stream into the guest", std::io::Error::other(e)))?, token()))
@@ -88,14 +70,10 @@ pub(crate) fn connect(opener: &proxy::Opener, io: Io, mut token: impl FnMut() ->
     for (sink, place) in [(io.stdout, &mut stdio.stdout), (io.stderr, &mut stdio.stderr)] {
         let Some(sink) = sink else { continue };
         let (stream, token) = open()?;
-        let left = left.clone();
-        tokio::task::spawn_local(async move {
-            carry_out(sink, stream, token).await;
-            left.borrow().send_modify(|left| *left -= 1);
-        });
+        tokio::task::spawn_local(carry_out(sink, stream, token));
         *place = Some(token);
     }
-    Ok(Connected { stdio, drained: Drained(drained), input })
+    Ok(Connected { stdio, input })
 }
 
 /// A process's input. The end of either side, for whatever reason, closes both, which is all the other end needs to know.

@@ -5,13 +5,10 @@ use std::{os::fd::OwnedFd, path::Path};
 use agent_api::CONTAINER_NAMESPACE;
 use hypervisor::Disk;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::sync::watch;
 
 use super::{Limits, Sandbox};
 use crate::{Error, Result, machine::Outcome, translate::DiskFile};
-
-/// What copies a process's input.
-pub(super) type Input = Option<JoinHandle<()>>;
 
 /// One container.
 #[derive(Default)]
@@ -85,16 +82,6 @@ impl Sandbox {
             }
         }
         Ok(())
-    }
-
-    /// Has a process's input end with the process, whose caller may keep it open.
-    pub(super) fn keep_input(&self, container: &str, exec: Option<&str>, input: Input) {
-        let (Some(input), Ok(ending)) = (input, self.machine.ending(container, exec)) else { return };
-        let stop = input.abort_handle();
-        tokio::task::spawn_local(async move {
-            let _ended = crate::machine::ended(ending).await;
-            stop.abort();
-        });
     }
 
     /// Takes away what was there for a container on the host.

@@ -23,7 +23,7 @@ mod network;
 mod size;
 mod volumes;
 
-use std::{cell::RefCell, collections::HashMap, os::unix::fs::DirBuilderExt, rc::Rc, time::Duration};
+use std::{cell::RefCell, collections::HashMap, rc::Rc, time::Duration};
 
 use agent_api::{
     CreateContainer, Exec, ExitStatus, Pod, ProcessInfo, Reply, Request, WindowSize, frame, statistics::Statistics,
@@ -34,7 +34,7 @@ use tokio::sync::Mutex;
 
 pub use self::size::{Demand, Limits};
 use self::{members::Member, network::PodNetwork, size::Size};
-pub use crate::machine::relay::{Drained, Io, Sink, Source};
+pub use crate::machine::relay::{Io, Sink, Source};
 use crate::{
     Error, Result,
     journal::Journal,
@@ -85,14 +85,6 @@ pub struct Sandbox {
     size: Size,
     /// Held while the machine's size changes.
     sizing: Mutex<()>,
-}
-
-/// A container that was created.
-pub struct Created {
-    /// Process id in the guest.
-    pub guest_pid: u32,
-    /// The end of its output.
-    pub drained: Drained,
 }
 
 impl Sandbox {
@@ -190,20 +182,19 @@ impl Sandbox {
         });
     }
 
-    /// Creates a container and, if asked, starts it.
+    /// Creates a container and, if asked, starts it. Gives its process's id in the guest.
     ///
     /// # Errors
     /// What the guest says, or what failed on the host; nothing of the container stays.
-    pub async fn create(self: &Rc<Self>, id: &str, prepared: Prepared, io: Io, start: bool) -> Result<Created> {
+    pub async fn create(self: &Rc<Self>, id: &str, prepared: Prepared, io: Io, start: bool) -> Result<u32> {
         let limits = Limits::of(&prepared.parts.spec);
         limits.check()?;
         self.admit(id, limits)?;
         let created = self.create_member(id, prepared, io, start).await;
         match created {
-            Ok((created, input)) => {
-                self.keep_input(id, None, input);
+            Ok(guest_pid) => {
                 self.timeline.borrow_mut().mark(if start { "container-started" } else { "container-created" });
-                Ok(created)
+                Ok(guest_pid)
             }
             Err(error) => {
                 self.vacate(id).await;
@@ -212,13 +203,7 @@ impl Sandbox {
         }
     }
 
-    async fn create_member(
-        self: &Rc<Self>,
-        id: &str,
-        prepared: Prepared,
-        io: Io,
-        start: bool,
-    ) -> Result<(Created, members::Input)> {
+    async fn create_member(self: &Rc<Self>, id: &str, prepared: Prepared, io: Io, start: bool) -> Result<u32> {
         let Prepared { mut parts, trees, disks } = prepared;
         self.choose_pids(id, &mut parts.spec)?;
         self.fit().await?;
@@ -245,8 +230,7 @@ impl Sandbox {
         };
         let step = if start { "run the container" } else { "create the container" };
         let request = Request::CreateContainer(Box::new(create));
-        let guest_pid = self.machine.start_process(step, (id, None), &request, CREATE_DEADLINE).await?;
-        Ok((Created { guest_pid, drained: connected.drained }, connected.input))
+        self.machine.start_process(step, (id, None), &request, connected.input, CREATE_DEADLINE).await
     }
 
     /// Enters a pod's sandbox container, which has no process in the guest. It ends by [`Sandbox::signal`].
@@ -279,28 +263,16 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Starts a further process.
+    /// Starts a further process. Gives its id in the guest.
     ///
     /// # Errors
     /// What the guest says, e.g. that the program is not there.
-    pub async fn exec(&self, container: &str, id: &str, process: Process, io: Io) -> Result<Created> {
+    pub async fn exec(&self, container: &str, id: &str, process: Process, io: Io) -> Result<u32> {
         let connected = relay::connect(self.machine.opener(), io, || self.machine.token())?;
         let exec = Exec { container: container.into(), id: id.into(), process, stdio: connected.stdio };
         let request = Request::Exec(Box::new(exec));
-        let started =
-            self.machine.start_process("execute the process", (container, Some(id)), &request, CALL_DEADLINE).await;
-        match started {
-            Ok(guest_pid) => {
-                self.keep_input(container, Some(id), connected.input);
-                Ok(Created { guest_pid, drained: connected.drained })
-            }
-            Err(error) => {
-                if let Some(input) = connected.input {
-                    input.abort();
-                }
-                Err(error)
-            }
-        }
+        let (step, name) = ("execute the process", (container, Some(id)));
+        self.machine.start_process(step, name, &request, connected.input, CALL_DEADLINE).await
     }
 
     /// Sends a signal to a process, or to all of the container's.
@@ -504,16 +476,4 @@ impl Sandbox {
             (other, _) => Err(out_of_turn(step, &other)),
         }
     }
-}
-
-/// Makes a directory that only its owner may enter, with those above it.
-///
-/// # Errors
-/// [`Error::Io`].
-pub fn make_private_directory(path: &std::path::Path) -> Result<()> {
-    std::fs::DirBuilder::new()
-        .mode(0o700)
-        .recursive(true)
-        .create(path)
-        .map_err(|e| Error::io(format!("create {}", path.display()), e))
 }
