@@ -289,23 +289,11 @@ mod tests {
 
     /// Runs a test in a mount namespace of its own, with an empty root file system and a directory beside it.
     fn in_own_namespace(name: &str, test: impl FnOnce(&Path, &Mounter<'_>) + Send + 'static) {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: mounting needs root");
-            return;
-        }
-        let top = std::env::temp_dir().join(format!("kata-agent-mount-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(top.join("root")).unwrap();
-        let dir = top.clone();
-        let thread = std::thread::spawn(move || {
-            crate::sys::unshare(libc::CLONE_NEWNS).unwrap();
-            let all = rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
-            rustix::mount::mount_change("/", all).unwrap();
+        crate::storage::tests_in::own_namespace(&format!("mount-{name}"), move |dir| {
+            std::fs::create_dir(dir.join("root")).unwrap();
             let root = Root::new(std::fs::File::open(dir.join("root")).unwrap().into());
-            test(&dir, &Mounter { root: &root, cgroup: Path::new("/"), cgroup_namespace: true });
+            test(dir, &Mounter { root: &root, cgroup: Path::new("/"), cgroup_namespace: true });
         });
-        let result = thread.join();
-        std::fs::remove_dir_all(top).unwrap();
-        result.unwrap();
     }
 
     fn spec(json: &str) -> Mount {

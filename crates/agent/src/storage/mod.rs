@@ -252,7 +252,7 @@ fn target(name: &str) -> String {
 
 /// For tests that mount.
 #[cfg(test)]
-mod tests_in {
+pub mod tests_in {
     use std::path::Path;
 
     /// Runs a test with an empty directory in a mount namespace of its own.
@@ -261,7 +261,7 @@ mod tests_in {
             eprintln!("skipped: mounting needs root");
             return;
         }
-        let top = std::env::temp_dir().join(format!("kata-agent-storage-{name}-{}", std::process::id()));
+        let top = std::env::temp_dir().join(format!("kata-agent-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&top).unwrap();
         let dir = top.clone();
         let thread = std::thread::spawn(move || {

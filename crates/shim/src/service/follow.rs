@@ -13,9 +13,7 @@ use super::{
     container::{Container, Kind, Process},
 };
 use crate::{
-    Result,
-    backend::{Ending, Outcome},
-    log,
+    Result, log,
     state::{Exit, State},
 };
 
@@ -36,7 +34,7 @@ impl Pod {
         let ending = self.machine()?.ending(&container.id, exec)?;
         let pod = self.clone();
         tokio::task::spawn_local(async move {
-            let outcome = outcome(ending).await;
+            let outcome = sandbox::ended(ending).await;
             let at = SystemTime::now();
             if let Err(reason) = &outcome {
                 log::error(&format!("process {} of container {}: {reason}", process.id, container.id));
@@ -93,12 +91,5 @@ impl Pod {
         if timeout(OTHERS, all).await.is_err() {
             log::warn(&format!("container {} has ended, but not everything in it", container.id));
         }
-    }
-}
-
-async fn outcome(mut ending: Ending) -> Outcome {
-    match ending.wait_for(Option::is_some).await {
-        Ok(outcome) => outcome.clone().unwrap_or_else(|| Err("it is not known how it ended".into())),
-        Err(_) => Err("the machine is gone".into()),
     }
 }
