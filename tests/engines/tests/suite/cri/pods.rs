@@ -48,7 +48,9 @@ fn a_pod_with_one_container(engine: &Containerd, handler: Handler) -> Value {
     let status = node.status(&container);
     node.stop(&container, 10);
     let ended = node.wait(&container);
-    let log = pod.log("main");
+    // containerd reads the two streams side by side, so their lines may change places.
+    let mut log = pod.log("main");
+    log.sort();
     node.remove(&container);
     pod.remove();
     let lines: Vec<&str> = seen.lines().collect();
