@@ -71,7 +71,7 @@ packages=(
 # Everything that the result depends on, as one line of text.
 inputs() {
     # The number stands for this script: it grows when what it makes changes.
-    local recipe=1 files=("$here"/{source.conf,options.conf,"devices/$arch.mak","devices/$arch.expect"})
+    local recipe=1 files=("$here"/{source.conf,options.conf,"devices/$arch.mak","devices/$arch.expect"} "$here"/patches/*.patch)
     # shellcheck disable=SC2016 # the $ is dpkg's
     printf '%s %s %s %s %s\n' "$recipe" "$arch" "$flavour" "$(cat "${files[@]}" | sha256sum | cut -d' ' -f1)" \
         "$(dpkg-query -W -f '${Package}=${Version} ' gcc libc6-dev libglib2.0-dev libseccomp-dev 2>/dev/null)"
@@ -269,6 +269,11 @@ if [ "$(cat "$work/from" 2>/dev/null)" != "$from $version" ]; then
     rm -rf "$work"
     mkdir -p "$work"
     quietly dpkg-source --no-check -x "$dsc" "$work/source"
+    for patch in "$here"/patches/*.patch; do
+        say "applying ${patch##*/}"
+        quietly patch -d "$work/source" -p1 -F0 -i "$patch" ||
+            fail "$patch does not fit QEMU $version; if this release no longer needs it, remove it"
+    done
     printf '%s\n' "$from $version" >"$work/from"
 else
     say "going on with the build in $work"
