@@ -13,6 +13,7 @@ known=(
     "containerd-2.1: sid 2.1. containerd"
     "docker-26: trixie 26. docker.io docker-cli containerd tini"
     "docker-28: sid 28. docker.io docker-cli containerd tini"
+    "podman-4: bookworm 4.3. podman conmon netavark aardvark-dns catatonit golang-github-containers-common golang-github-containers-image libgpgme11 libassuan0 libdevmapper1.02.1 libsubid4"
     "cni: trixie 1. containernetworking-plugins"
     "busybox: trixie 1:1. busybox-static"
 )

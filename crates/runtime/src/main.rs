@@ -36,6 +36,7 @@ mod error;
 mod foreground;
 mod go;
 mod log;
+mod place;
 mod process_spec;
 mod pump;
 mod shim;

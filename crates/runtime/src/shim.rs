@@ -5,19 +5,20 @@
 //! forwards signals, and ends as the process did. If it is killed, the daemon kills the process.
 //!
 //! It is started through `/proc/self/exe` with the descriptors it needs and becomes a child of whoever reaps its parent's
-//! orphans. One of the descriptors is a pipe: it writes [`READY`] there once it stands for the process, or else why it
-//! cannot.
+//! orphans. It exists before the process does, so that hooks have a process id to look at, in the place on the host that is the
+//! container's ([`crate::place`]). One of the descriptors is a socket: it writes [`READY`] there once it is in that place, waits for
+//! the same byte, and writes it again once it stands for the process; or else it writes why it cannot. If whoever started it goes
+//! away before, so does it.
 
 use std::{
     ffi::OsString,
-    fs::File,
     io::{self, Read, Write},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd, RawFd},
         unix::{net::UnixStream, process::CommandExt},
     },
     path::Path,
-    process::{Command, ExitCode},
+    process::{Child, Command, ExitCode},
     sync::Arc,
     time::Duration,
 };
@@ -37,6 +38,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Error, Result, console,
     foreground::{CONTAINER_GRACE, EXEC_GRACE, how_it_ended},
+    place::Place,
     pump::Pumps,
     signals::{Signals, Target},
     stdio::OurEnds,
@@ -46,7 +48,7 @@ use crate::{
 
 /// `argv[0]` under which the executable is this.
 pub(crate) const ROLE: &str = "kata-shim";
-/// Says that it stands for the process.
+/// Says that it is where it should be, that the process exists, and that it stands for the process.
 const READY: u8 = b'\n';
 /// How long it may take to say so.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
@@ -59,7 +61,8 @@ struct Plan {
     id: String,
     exec: Option<String>,
     root: std::path::PathBuf,
-    /// Descriptors: the ends of stdio, the connection to the console socket, and the pipe.
+    place: Place,
+    /// Descriptors: the ends of stdio, the connection to the console socket, and the socket to who started it.
     stdin: Option<RawFd>,
     stdout: Option<RawFd>,
     stderr: Option<RawFd>,
@@ -83,14 +86,23 @@ pub(crate) struct Job<'a> {
     pub console: Option<OwnedFd>,
     /// That terminal's first size.
     pub size: Option<WindowSize>,
+    /// Where on the host it is to be.
+    pub place: Place,
 }
 
-/// Starts a shim, waits until it stands for the process, and returns its pid.
+/// A shim that waits for the process to exist. It ends when this is dropped.
+pub(crate) struct Waiting {
+    child: Child,
+    socket: UnixStream,
+    stays: bool,
+}
+
+/// Starts a shim and waits until it is where it should be.
 ///
 /// # Errors
-/// It cannot be started, or says why it cannot do its work; it has ended then.
-pub(crate) fn start(job: Job<'_>) -> Result<u32> {
-    let (mut answer, ready) = io::pipe().map_err(|e| Error::io("make a pipe for kata-shim", e))?;
+/// It cannot be started, or says why it cannot get there; it has ended then.
+pub(crate) fn start(job: Job<'_>) -> Result<Waiting> {
+    let (socket, ready) = UnixStream::pair().map_err(|e| Error::io("make a socket pair for kata-shim", e))?;
     let root = std::path::absolute(job.store.root()).map_err(|e| Error::io("find the current directory", e))?;
     let pass = |descriptor: &dyn AsRawFd, fd: rustix::fd::BorrowedFd<'_>| -> Result<RawFd> {
         rustix::io::fcntl_setfd(fd, FdFlags::empty()).map_err(|e| Error::io("pass a descriptor to kata-shim", e))?;
@@ -101,6 +113,7 @@ pub(crate) fn start(job: Job<'_>) -> Result<u32> {
         id: job.id.into(),
         exec: job.exec.map(Into::into),
         root,
+        place: job.place.clone(),
         stdin: pass_end(&job.ends.stdin)?,
         stdout: pass_end(&job.ends.stdout)?,
         stderr: pass_end(&job.ends.stderr)?,
@@ -110,31 +123,69 @@ pub(crate) fn start(job: Job<'_>) -> Result<u32> {
     };
     let plan = serde_json::to_string(&plan).map_err(|e| Error::io("write kata-shim's orders", e))?;
     let child = Command::new("/proc/self/exe").arg0(ROLE).arg(plan).env_clear().spawn();
-    let mut child = child.map_err(|e| Error::io("start kata-shim", e))?;
+    let child = child.map_err(|e| Error::io("start kata-shim", e))?;
     drop((ready, job));
+    let mut waiting = Waiting { child, socket, stays: false };
+    waiting.expect_ready()?;
+    Ok(waiting)
+}
 
-    let said = listen(&mut answer);
-    if said.as_deref().is_ok_and(|said| said == [READY]) {
-        return Ok(child.id());
+impl Waiting {
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
-    // It has ended or is of no use; either way it shall not stay.
-    let _ended = child.kill();
-    let status = child.wait().map_err(|e| Error::io("wait for kata-shim", e))?;
-    match said?.as_slice() {
-        [] => Err(Error::refused(format!("kata-shim (pid {}) died: {status}", child.id()))),
-        reason => Err(Error::refused(String::from_utf8_lossy(reason))),
+
+    /// Has it stand for the process, which exists now.
+    ///
+    /// # Errors
+    /// It says why it cannot; it has ended then.
+    pub(crate) fn go(mut self) -> Result<u32> {
+        // If it has died, its silence says so.
+        let _ = self.socket.write_all(&[READY]);
+        self.expect_ready()?;
+        self.stays = true;
+        Ok(self.pid())
+    }
+
+    fn expect_ready(&mut self) -> Result<()> {
+        let said = listen(&mut self.socket)?;
+        if said == [READY] {
+            return Ok(());
+        }
+        let pid = self.pid();
+        let status = self.end().map_err(|e| Error::io("wait for kata-shim", e))?;
+        match said.as_slice() {
+            [] => Err(Error::refused(format!("kata-shim (pid {pid}) died: {status}"))),
+            reason => Err(Error::refused(String::from_utf8_lossy(reason))),
+        }
+    }
+
+    /// It has ended or is of no use; either way it shall not stay.
+    fn end(&mut self) -> io::Result<std::process::ExitStatus> {
+        let _ended = self.child.kill();
+        self.child.wait()
     }
 }
 
-/// Everything that comes through the pipe until its end or the deadline.
-fn listen(answer: &mut io::PipeReader) -> Result<Vec<u8>> {
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if !self.stays {
+            // Nobody is left to be told.
+            let _ended = self.end();
+        }
+    }
+}
+
+/// What comes through the socket: [`READY`], or else everything until its end.
+fn listen(socket: &mut UnixStream) -> Result<Vec<u8>> {
     let end = std::time::Instant::now() + READY_DEADLINE;
     let failed = |e: io::Error| Error::io("wait for kata-shim", e);
     let mut said = Vec::new();
     loop {
         let left = end.saturating_duration_since(std::time::Instant::now());
         let timeout = Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos().into() };
-        match poll(&mut [PollFd::new(&*answer, PollFlags::IN)], Some(&timeout)) {
+        match poll(&mut [PollFd::new(&*socket, PollFlags::IN)], Some(&timeout)) {
             Ok(0) => {
                 let seconds = READY_DEADLINE.as_secs();
                 return Err(Error::refused(format!(
@@ -145,11 +196,16 @@ fn listen(answer: &mut io::PipeReader) -> Result<Vec<u8>> {
             Err(error) => return Err(failed(error.into())),
         }
         let mut piece = [0; 1024];
-        match answer.read(&mut piece) {
+        match socket.read(&mut piece) {
             Ok(0) => return Ok(said),
             Ok(count) => said.extend_from_slice(&piece[..count]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // It died with something unread.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(said),
             Err(error) => return Err(failed(error)),
+        }
+        if said == [READY] {
+            return Ok(said);
         }
     }
 }
@@ -166,26 +222,51 @@ pub(crate) fn role_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCo
         [plan.stdin, plan.stdout, plan.stderr, plan.console, Some(plan.ready)].into_iter().flatten().collect();
     let taken = sys::Inherited::only(&numbers).ok().and_then(|mut inherited| {
         let ready = inherited.take(plan.ready)?;
-        Some((inherited, File::from(ready)))
+        Some((inherited, UnixStream::from(ready)))
     });
-    let Some((inherited, mut ready)) = taken else {
+    let Some((inherited, mut socket)) = taken else {
         eprintln!("{usage}");
         return ExitCode::FAILURE;
     };
-    let attending = match attend(&plan, inherited) {
-        Ok(attending) => attending,
-        Err(error) => {
-            // Whoever started this tells the user.
-            let _gone = ready.write_all(error.chain().as_bytes());
-            return ExitCode::FAILURE;
-        }
+    let signals = match begin() {
+        Ok(signals) => signals,
+        Err(error) => return give_up(&mut socket, &error),
     };
-    if ready.write_all(&[READY]).is_err() {
+    plan.place.stand(|placed| match placed {
+        Ok(()) => work(&plan, inherited, signals, socket),
+        Err(error) => give_up(&mut socket, &error),
+    })
+}
+
+/// Whoever started this tells the user.
+fn give_up(socket: &mut UnixStream, error: &Error) -> ExitCode {
+    let _gone = socket.write_all(error.chain().as_bytes());
+    ExitCode::FAILURE
+}
+
+fn begin() -> Result<Signals> {
+    let _only_a_name = rustix::thread::set_name(c"kata-shim");
+    rustix::process::setsid().map_err(|e| Error::io("start a session for kata-shim", e))?;
+    rustix::process::chdir("/").map_err(|e| Error::io("change to /", e))?;
+    Signals::hold()
+}
+
+fn work(plan: &Plan, inherited: sys::Inherited, signals: Signals, mut socket: UnixStream) -> ExitCode {
+    let mut exists = [0];
+    if socket.write_all(&[READY]).and_then(|()| socket.read_exact(&mut exists)).is_err() {
+        // The process will never exist.
+        return ExitCode::FAILURE;
+    }
+    let attending = match attend(plan, inherited, signals) {
+        Ok(attending) => attending,
+        Err(error) => return give_up(&mut socket, &error),
+    };
+    if socket.write_all(&[READY]).is_err() {
         // Nobody will ever know of this process.
         return ExitCode::FAILURE;
     }
-    drop(ready);
-    attending.finish(&plan)
+    drop(socket);
+    attending.finish(plan)
 }
 
 struct Attending {
@@ -194,11 +275,7 @@ struct Attending {
     _signals: Signals,
 }
 
-fn attend(plan: &Plan, mut inherited: sys::Inherited) -> Result<Attending> {
-    let _only_a_name = rustix::thread::set_name(c"kata-shim");
-    rustix::process::setsid().map_err(|e| Error::io("start a session for kata-shim", e))?;
-    rustix::process::chdir("/").map_err(|e| Error::io("change to /", e))?;
-    let signals = Signals::hold()?;
+fn attend(plan: &Plan, mut inherited: sys::Inherited, signals: Signals) -> Result<Attending> {
     let mut socket = |number: Option<RawFd>| number.and_then(|number| inherited.take(number)).map(UnixStream::from);
     let ends = OurEnds { stdin: socket(plan.stdin), stdout: socket(plan.stdout), stderr: socket(plan.stderr) };
     let console = plan.console.and_then(|number| inherited.take(number));
@@ -278,6 +355,7 @@ pub(crate) fn check_pid_file(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::place::Network;
 
     #[test]
     fn orders_come_back_as_they_went() {
@@ -285,6 +363,7 @@ mod tests {
             id: "c".into(),
             exec: Some("e".into()),
             root: "/run/x".into(),
+            place: Place { network: Some(Network::New), cgroup: Some("/a/b".into()) },
             stdin: Some(5),
             stdout: None,
             stderr: Some(6),
@@ -311,10 +390,12 @@ mod tests {
     }
 
     #[test]
-    fn what_the_pipe_says_is_heard_to_its_end() {
-        let (mut answer, mut ready) = io::pipe().unwrap();
-        ready.write_all(b"no such container").unwrap();
-        drop(ready);
-        assert_eq!(listen(&mut answer).unwrap(), b"no such container");
+    fn what_the_socket_says_is_heard_to_its_end() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"\n").unwrap();
+        assert_eq!(listen(&mut ours).unwrap(), b"\n");
+        theirs.write_all(b"no such container").unwrap();
+        drop(theirs);
+        assert_eq!(listen(&mut ours).unwrap(), b"no such container");
     }
 }

@@ -14,7 +14,7 @@ use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType,
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::{Error, Result};
+use crate::{Error, Result, hooks::Point};
 
 /// A checked bundle.
 #[derive(Debug, Clone)]
@@ -149,27 +149,25 @@ impl Bundle {
             .as_ref()
             .ok_or_else(|| refuse.because("linux", "is missing; this runtime runs Linux containers"))?;
         check_linux(&refuse, &spec, linux, role)?;
-        check_hooks(&refuse, &spec, &["createContainer", "startContainer"], |name| {
-            format!(
-                "{name} hooks run inside the container, where this runtime does not run programs of the host; remove them"
-            )
-        })?;
         for (index, mount) in spec.mounts().iter().flatten().enumerate() {
             check_mount(&refuse, &dir, index, mount, role)?;
         }
         Ok(Self { dir, spec, rootfs, role })
     }
 
-    /// Refuses hooks of every kind, on behalf of a caller that runs none.
+    /// Refuses the hooks of some points, on behalf of a caller that does not run those.
     ///
     /// # Errors
-    /// [`Error::Bundle`] with the first kind that there is.
-    pub fn refuse_hooks(&self) -> Result<()> {
+    /// [`Error::Bundle`] with the first of the points that has any.
+    pub fn refuse_hooks(&self, points: &[Point]) -> Result<()> {
+        let Some(hooks) = self.spec.hooks() else { return Ok(()) };
+        let Some(point) = points.iter().find(|point| !point.of(hooks).is_empty()) else { return Ok(()) };
         let file = self.dir.join("config.json");
-        let all = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
-        check_hooks(&Refusals { file: &file }, &self.spec, &all, |_| {
-            "hooks are not supported by the command line; remove them".into()
-        })
+        let name = point.name();
+        Err(Refusals { file: &file }.because(
+            format!("hooks.{name}"),
+            format!("{name} hooks run inside the container's namespaces, where this shim does not run programs of the host; remove them"),
+        ))
     }
 
     /// What each mount is made from, in order.
@@ -371,24 +369,6 @@ fn check_device(refuse: &Refusals<'_>, index: usize, device: &LinuxDevice) -> Re
     }
 }
 
-fn check_hooks(refuse: &Refusals<'_>, spec: &Spec, kinds: &[&str], why: impl Fn(&str) -> String) -> Result<()> {
-    let Some(hooks) = spec.hooks() else { return Ok(()) };
-    #[allow(deprecated)]
-    let lists = [
-        ("prestart", hooks.prestart()),
-        ("createRuntime", hooks.create_runtime()),
-        ("createContainer", hooks.create_container()),
-        ("startContainer", hooks.start_container()),
-        ("poststart", hooks.poststart()),
-        ("poststop", hooks.poststop()),
-    ];
-    let there = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
-    match lists.iter().find(|(name, list)| kinds.contains(name) && there(list)) {
-        Some((name, _)) => Err(refuse.because(format!("hooks.{name}"), why(name))),
-        None => Ok(()),
-    }
-}
-
 fn check_mount(refuse: &Refusals<'_>, dir: &Path, index: usize, mount: &Mount, role: Role) -> Result<MountSource> {
     let field = |name: &str| format!("mounts[{index}].{name}");
     let destination = mount.destination();
@@ -538,20 +518,15 @@ mod tests {
             "mounts[0].source",
             "the host's proc file system",
         );
-        refused(
-            |c| c["hooks"] = serde_json::json!({"startContainer": [{"path": "/bin/true"}]}),
-            "hooks.startContainer",
-            "inside the container",
-        );
     }
 
     #[test]
-    fn who_runs_no_hooks_can_refuse_them() {
-        let (_dir, loaded) = bundle(|c| c["hooks"] = serde_json::json!({"poststop": [{"path": "/bin/true"}]}));
-        let error = loaded.unwrap().refuse_hooks().unwrap_err().chain();
-        assert!(error.contains("hooks.poststop") && error.contains("not supported"), "{error}");
-        let (_dir, loaded) = bundle(|c| c["hooks"] = serde_json::json!({"poststop": []}));
-        loaded.unwrap().refuse_hooks().unwrap();
+    fn who_runs_no_hooks_of_a_point_can_refuse_them() {
+        let (_dir, loaded) = bundle(|c| c["hooks"] = serde_json::json!({"createContainer": [{"path": "/bin/true"}]}));
+        let loaded = loaded.unwrap();
+        loaded.refuse_hooks(&[Point::Poststop]).unwrap();
+        let error = loaded.refuse_hooks(&[Point::Poststop, Point::CreateContainer]).unwrap_err().chain();
+        assert!(error.contains("hooks.createContainer") && error.contains("inside the container"), "{error}");
     }
 
     #[test]

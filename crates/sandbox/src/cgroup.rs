@@ -64,22 +64,32 @@ impl HostCgroup {
         Ok(cgroup)
     }
 
-    fn enter_one(&mut self, dir: PathBuf, back: PathBuf, made: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
+    /// Makes a directory where it is missing; gives what was made, innermost first.
+    fn make_one(dir: &Path, made: &mut dyn FnMut(&Path) -> Result<()>) -> Result<Vec<PathBuf>> {
         let mut missing = Vec::new();
-        let mut at = dir.as_path();
+        let mut at = dir;
         while !at.exists() {
             missing.push(at.to_path_buf());
             let Some(above) = at.parent() else { break };
             at = above;
         }
-        let mut entered = Entered { back, made: Vec::new() };
-        let result = missing.iter().rev().try_for_each(|new| {
-            made(new)?;
-            fs::create_dir(new).map_err(|e| Error::io(format!("make the cgroup {}", new.display()), e))?;
-            inherit_cpuset(new);
-            entered.made.insert(0, new.clone());
+        let mut new = Vec::new();
+        let result = missing.iter().rev().try_for_each(|dir| {
+            made(dir)?;
+            fs::create_dir(dir).map_err(|e| Error::io(format!("make the cgroup {}", dir.display()), e))?;
+            inherit_cpuset(dir);
+            new.insert(0, dir.clone());
             Ok(())
         });
+        if result.is_err() {
+            remove(&new);
+        }
+        result.map(|()| new)
+    }
+
+    fn enter_one(&mut self, dir: PathBuf, back: PathBuf, made: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
+        let mut entered = Entered { back, made: Vec::new() };
+        let result = Self::make_one(&dir, made).map(|new| entered.made = new);
         let result = result.and_then(|()| {
             let procs = dir.join("cgroup.procs");
             fs::write(&procs, std::process::id().to_string())
@@ -97,6 +107,18 @@ impl HostCgroup {
             remove(&made);
         }
     }
+}
+
+/// Makes the cgroup `path` (`linux.cgroupsPath`) where it is missing. `made` is told of every directory before it is made.
+///
+/// # Errors
+/// [`Error::State`] for a path that is none; [`Error::Io`].
+pub(crate) fn make(path: &Path, made: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
+    let relative = relative_path(path)?;
+    let table = read(Path::new(MOUNT_TABLE))?;
+    hierarchies(&table)
+        .iter()
+        .try_for_each(|hierarchy| HostCgroup::make_one(&hierarchy.at.join(&relative), made).map(drop))
 }
 
 /// How long processes that were killed may take to leave a cgroup: until their parent has reaped them.

@@ -76,6 +76,20 @@ pub enum Error {
         /// Why it failed.
         source: agent_api::frame::FrameError,
     },
+    /// A hook of the bundle failed. It begins with runc's words, which callers look for.
+    #[error("error running hook #{index}: the {point} hook {path} failed ({status}): {said}", path = path.display())]
+    Hook {
+        /// The point at which it was run.
+        point: &'static str,
+        /// Which of those.
+        index: usize,
+        /// The program.
+        path: PathBuf,
+        /// How it ended.
+        status: String,
+        /// The end of what it said.
+        said: String,
+    },
     /// A deadline passed.
     #[error("{what} did not happen within {seconds} s")]
     Deadline {

@@ -1,7 +1,7 @@
 //! Starting a sandbox: the caller's half.
 //!
-//! Everything is checked before the first side effect. The side effects, in order: the state directory, the daemon. If
-//! any later step fails, both are removed again before the error is returned.
+//! Everything is checked before the first side effect. The side effects, in order: the state directory, the cgroup, what hooks do, the daemon. If
+//! any later step fails, all but what hooks did is removed again before the error is returned.
 
 use std::{
     fs,
@@ -9,12 +9,13 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{fs::OpenOptionsExt, net::UnixStream, process::CommandExt},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
 
 use config::Config;
+use oci_spec::runtime::Hooks;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -23,6 +24,7 @@ use crate::{
     bundle::{Bundle, NetworkNamespace},
     client::{Connection, Running, StdioEnds},
     daemon,
+    hooks::{self, Point, Told},
     plan::Plan,
     pod::{Demand, Limits},
     store::{ContainerState, ProcessRef, StateDir, Store},
@@ -39,14 +41,24 @@ pub struct Launch<'a> {
     pub bundle: &'a Bundle,
     /// The machine's configuration.
     pub config: &'a Config,
-    /// The first process's stdio.
-    pub stdio: StdioEnds,
-    /// Start the first process at once.
-    pub start: bool,
+    /// Whether interfaces, disks, memory and processors may come while the machine runs.
+    pub growing: bool,
     /// `CLOCK_MONOTONIC` when the caller's command began, nanoseconds; the timeline counts from it.
     pub begun_ns: u64,
-    /// Told what the user should know but what is no error, in whole sentences.
-    pub warn: &'a mut dyn FnMut(&str),
+}
+
+/// A sandbox that was checked and has a state directory, and nothing else yet. If it goes no further, the directory goes with it.
+pub struct Launching<'a> {
+    dir: StateDir,
+    state: ContainerState,
+    bundle: &'a Bundle,
+    prepared: Option<Prepared>,
+    plan: Plan,
+    demand: Demand,
+    network: Option<PathBuf>,
+    begun_ns: u64,
+    /// Whether it is somebody else's to remove.
+    done: bool,
 }
 
 /// First and only message to a new daemon; the descriptors of `parts.shares`, `parts.disks` and `stdio` come with it, in this order.
@@ -61,44 +73,132 @@ pub(crate) struct Boot {
     pub(crate) demand: Demand,
     /// The network namespace whose interfaces the guest shall have; it has been checked.
     pub(crate) network: Option<PathBuf>,
+    /// The cgroup of the host that it shall be in.
+    pub(crate) cgroup: Option<PathBuf>,
     pub(crate) begun_ns: u64,
 }
 
 /// Longest the daemon may take for what comes after the guest has answered.
 const AFTER_BOOT: Duration = Duration::from_secs(60);
 
-/// Starts a sandbox with one container and waits until that is created or, if asked, runs.
-///
-/// # Errors
-/// Whatever went wrong, with its step; nothing of the sandbox is left behind.
-pub fn launch(launch: Launch<'_>) -> Result<Running> {
-    let Launch { store, id, bundle, config, stdio, start, begun_ns, warn } = launch;
-    store.check_free(id)?;
-    let plan = Plan::new(config, warn)?;
-    let root = Rootfs::Tree { tree: open_tree(&bundle.rootfs, true)?, read_only: false };
-    let network = check_network(bundle)?;
-    let limits = Limits::of(&bundle.spec);
-    limits.check()?;
-    let demand = Demand::fixed(limits, &config.qemu);
-    let Prepared { parts, trees, disks } = Prepared::new(id, bundle, root, plan.arch())?;
-
-    let dir = store.reserve(id)?;
-    let launched = (|| {
+impl<'a> Launch<'a> {
+    /// Checks all that can be checked, takes the name, and makes the cgroup. `warn` is told what the user should know but what is no error, in
+    /// whole sentences.
+    ///
+    /// # Errors
+    /// What is wrong, with its step; nothing is left behind.
+    pub fn prepare(self, warn: &mut dyn FnMut(&str)) -> Result<Launching<'a>> {
+        let Launch { store, id, bundle, config, growing, begun_ns } = self;
+        store.check_free(id)?;
+        let plan = Plan::new(config, warn)?;
+        let network = check_network(bundle)?;
+        let limits = Limits::of(&bundle.spec);
+        limits.check()?;
+        let demand = if growing { Demand::growing(limits, &plan) } else { Demand::fixed(limits, &config.qemu) };
+        let prepared = Some(prepare(id, bundle, &plan)?);
+        let dir = store.reserve(id)?;
         let state = initial_state(id, bundle);
-        dir.save(&state)?;
-        let boot =
-            Boot { dir: dir.path().into(), state, parts, stdio: stdio.set(), start, plan, demand, network, begun_ns };
-        let attached: Vec<BorrowedFd<'_>> = trees.iter().chain(&disks).map(AsFd::as_fd).collect();
-        converse(&dir, &boot, attached, &stdio)
-    })();
-    match launched {
-        Ok(running) => Ok(running),
-        Err(error) => {
-            // The first error is the one that matters; what cannot be removed now, `delete --force` will.
-            if let Err(leftover) = dir.purge() {
-                warn(&format!("could not remove everything of {id}: {}; run delete --force {id}", leftover.chain()));
+        let mut launching =
+            Launching { dir, state, bundle, prepared, plan, demand, network, begun_ns, done: false };
+        launching.dir.save(&launching.state)?;
+        launching.make_cgroup(warn)?;
+        Ok(launching)
+    }
+}
+
+/// Opens what the container's guest is to see, as the calling thread sees it.
+fn prepare(id: &str, bundle: &Bundle, plan: &Plan) -> Result<Prepared> {
+    let root = Rootfs::Tree { tree: open_tree(&bundle.rootfs, true)?, read_only: false };
+    Prepared::new(id, bundle, root, plan.arch())
+}
+
+impl Launching<'_> {
+    /// Makes the cgroup that the bundle names. Where that cannot be the container runs nevertheless.
+    fn make_cgroup(&mut self, warn: &mut dyn FnMut(&str)) -> Result<()> {
+        let Some(path) = self.state.cgroup.clone() else { return Ok(()) };
+        let (dir, state) = (&self.dir, &mut self.state);
+        let made = crate::cgroup::make(&path, &mut |made| {
+            state.cgroups.insert(0, made.into());
+            dir.save(state)
+        });
+        if let Err(error) = made {
+            warn(&format!("make the cgroup {}: {}", path.display(), error.chain()));
+            state.cgroup = None;
+            dir.save(state)?;
+        }
+        Ok(())
+    }
+
+    /// The cgroup of the host in which the container's processes of the host shall be.
+    pub fn cgroup(&self) -> Option<&Path> {
+        self.state.cgroup.as_deref()
+    }
+
+    /// The network namespace that the bundle names, if it names one.
+    pub fn network(&self) -> Option<&Path> {
+        self.network.as_deref()
+    }
+
+    /// Starts the daemon and waits until the container is created or, if asked, runs. `network` is the file of the network namespace whose
+    /// interfaces it has. What is `told` to hooks is told to those that run in the container's namespaces.
+    ///
+    /// # Errors
+    /// Whatever went wrong, with its step; nothing of the sandbox is left behind.
+    pub fn go(mut self, stdio: StdioEnds, start: bool, network: Option<&Path>, told: Option<&Told>) -> Result<Running> {
+        let mut prepared = self.prepared.take();
+        if let Some((hooks, told)) = self.bundle.spec.hooks().as_ref().zip(told) {
+            // They may have changed what is shared.
+            drop(prepared.take());
+            if !Point::CreateContainer.of(hooks).is_empty() {
+                prepared = Some(self.prepare_beside(hooks, told, network)?);
             }
-            Err(error)
+        }
+        let prepared = prepared.map_or_else(|| prepare(self.dir.id(), self.bundle, &self.plan), Ok)?;
+        let Prepared { parts, trees, disks } = prepared;
+        let boot = Boot {
+            dir: self.dir.path().into(),
+            state: self.state.clone(),
+            parts,
+            stdio: stdio.set(),
+            start,
+            plan: self.plan.clone(),
+            demand: self.demand,
+            network: network.map(Into::into),
+            cgroup: self.state.cgroup.clone(),
+            begun_ns: self.begun_ns,
+        };
+        let attached: Vec<BorrowedFd<'_>> = trees.iter().chain(&disks).map(AsFd::as_fd).collect();
+        let running = converse(&self.dir, &boot, attached, &stdio)?;
+        self.done = true;
+        Ok(running)
+    }
+
+    /// Runs the hooks that belong into the container's namespaces, in those of them that the host has: its network, and mounts that only they
+    /// and the guest see. Then opens what is shared.
+    fn prepare_beside(&self, hooks: &Hooks, told: &Told, network: Option<&Path>) -> Result<Prepared> {
+        let network = network.map(network::Namespace::open).transpose()?;
+        let work = || {
+            devices::share::enter_private_namespace()?;
+            if let Some(network) = &network {
+                network.enter()?;
+            }
+            hooks::run(Point::CreateContainer, hooks, told)?;
+            prepare(self.dir.id(), self.bundle, &self.plan)
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(work).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}
+
+impl Drop for Launching<'_> {
+    fn drop(&mut self) {
+        // The error that matters is the one that led here; what cannot be removed now, `delete --force` will.
+        if !self.done
+            && let Err(leftover) = self.dir.purge()
+        {
+            let id = self.dir.id();
+            eprintln!("could not remove everything of {id}: {}; run delete --force {id}", leftover.chain());
         }
     }
 }
@@ -127,6 +227,8 @@ pub fn initial_state(id: &str, bundle: &Bundle) -> ContainerState {
         oci_version: bundle.spec.version().clone(),
         rootfs: bundle.rootfs.clone(),
         annotations: bundle.spec.annotations().clone().unwrap_or_default(),
+        hooks: bundle.spec.hooks().clone(),
+        cgroup: bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()).filter(|path| !path.as_os_str().is_empty()),
         ..ContainerState::new(id, &bundle.dir)
     }
 }

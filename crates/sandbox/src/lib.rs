@@ -39,6 +39,7 @@ pub mod client;
 pub mod daemon;
 mod error;
 mod files;
+pub mod hooks;
 pub mod journal;
 pub mod launch;
 mod machine;
@@ -54,6 +55,7 @@ mod translate;
 
 pub use error::{Error, chain};
 pub use machine::{Ending, Observer, Outcome, ended};
+pub use sys::own_directories;
 pub use translate::{FirstDisks, Prepared, Rootfs, open_tree};
 
 /// Result of this crate.

@@ -147,6 +147,12 @@ pub struct ContainerState {
     /// Host cgroups that were made for the sandbox, innermost first.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
+    /// The host's cgroup that its configuration names (`linux.cgroupsPath`).
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
+    /// The hooks of its configuration.
+    #[serde(default)]
+    pub hooks: Option<oci_spec::runtime::Hooks>,
 }
 
 impl ContainerState {
@@ -170,6 +176,8 @@ impl ContainerState {
             virtiofs: None,
             guest_kernel: None,
             cgroups: Vec::new(),
+            cgroup: None,
+            hooks: None,
         }
     }
 }

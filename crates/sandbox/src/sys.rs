@@ -1,6 +1,10 @@
 //! The few system calls that need more than the standard library.
 
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{
+    os::{fd::OwnedFd, unix::process::CommandExt},
+    process::Command,
+    time::Duration,
+};
 
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -56,4 +60,26 @@ pub(crate) fn take_stdin() -> std::io::Result<OwnedFd> {
 pub(crate) fn watch(descriptor: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open as long as it lives, and nothing replaces it while the `AsyncFd` owns it.
     unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }.map_err(|error| error.into_parts().1)
+}
+
+/// Has a program begin with no signal blocked: it would inherit the mask of the thread that starts it.
+pub(crate) fn unblock_signals_of(command: &mut Command) {
+    // SAFETY: between fork and exec the closure only calls two async-signal-safe functions, on a set of its own.
+    unsafe {
+        command.pre_exec(|| {
+            let mut set = std::mem::zeroed::<libc::sigset_t>();
+            libc::sigemptyset(&mut set);
+            libc::sigprocmask(libc::SIG_SETMASK, &set, std::ptr::null_mut());
+            Ok(())
+        });
+    }
+}
+
+/// Gives the calling thread a working directory and a root of its own, which entering a mount namespace asks for.
+///
+/// # Errors
+/// When the kernel has no memory left.
+pub fn own_directories() -> std::io::Result<()> {
+    // SAFETY: touches no memory and no descriptors; only the calling thread's directories are concerned.
+    if unsafe { libc::unshare(libc::CLONE_FS) } < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -47,16 +47,6 @@ pub enum Error {
         /// The deadline, seconds.
         seconds: u64,
     },
-    /// A hook of the bundle.
-    #[error("{name} failed ({status}): {said}")]
-    Hook {
-        /// Which one.
-        name: String,
-        /// How it ended.
-        status: String,
-        /// What it said.
-        said: String,
-    },
     /// A conversation with containerd broke down.
     #[error("{step}")]
     Rpc {
@@ -110,7 +100,7 @@ impl Error {
                 | FaultKind::Protocol
                 | FaultKind::Internal => Code::UNKNOWN,
             },
-            Self::Io { .. } | Self::Hook { .. } | Self::Rpc { .. } | Self::Sandbox(_) => Code::UNKNOWN,
+            Self::Io { .. } | Self::Rpc { .. } | Self::Sandbox(_) => Code::UNKNOWN,
         }
     }
 

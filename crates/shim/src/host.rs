@@ -6,6 +6,7 @@ use ::sandbox::{
     Observer, Prepared,
     bundle::{self, Bundle},
     cgroup::HostCgroup,
+    hooks::Point,
     journal::Journal,
     launch,
     plan::Plan,
@@ -95,6 +96,13 @@ fn refuse_shared_network(bundle: &Bundle) -> Result<()> {
     }
 }
 
+/// Reads a bundle.
+fn load(dir: &Path, role: bundle::Role) -> Result<Bundle> {
+    let bundle = Bundle::load(dir, role)?;
+    bundle.refuse_hooks(&[Point::CreateContainer, Point::StartContainer])?;
+    Ok(bundle)
+}
+
 /// A sandbox of the library.
 struct Hosted {
     sandbox: Rc<pod::Sandbox>,
@@ -116,7 +124,7 @@ impl Hosted {
         store.check_free(&boot.sandbox)?;
         let alone = boot.role == Role::Single;
         let role = if alone { bundle::Role::Alone } else { bundle::Role::Pod };
-        let bundle = if boot.unbundled.is_none() { Some(Bundle::load(&boot.bundle, role)?) } else { None };
+        let bundle = if boot.unbundled.is_none() { Some(load(&boot.bundle, role)?) } else { None };
         if let Some(bundle) = bundle.as_ref().filter(|_| boot.namespace == DOCKER) {
             refuse_shared_network(bundle)?;
         }
@@ -232,7 +240,7 @@ impl Hosted {
     }
 
     async fn prepare_member(&self, id: &str, bundle: &Path, rootfs: &[RootfsMount]) -> Result<Prepared> {
-        let bundle = Bundle::load(bundle, bundle::Role::Member)?;
+        let bundle = load(bundle, bundle::Role::Member)?;
         let prepared = prepare(id, &bundle, rootfs, &self.dir, &self.plan)?;
         if let Some(hooks) = Hooks::of(&self.origin, id, &bundle) {
             let ran = hooks.creating().await;

@@ -14,12 +14,6 @@ pub(crate) fn share_cores_with_nobody() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Gives the calling thread a working directory and a root of its own, which entering a mount namespace asks for.
-pub(crate) fn own_directories() -> io::Result<()> {
-    // SAFETY: touches no memory and no descriptors; only the calling thread's directories are concerned.
-    if unsafe { libc::unshare(libc::CLONE_FS) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
 /// The listening socket that [`crate::bootstrap`] put in place of standard input; `/dev/null` takes that place.
 pub(crate) fn take_stdin() -> io::Result<OwnedFd> {
     let taken = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;

@@ -71,7 +71,7 @@ echo ready
 read -r _ || :
 set +e
 cd /
-kill -KILL -1
+kill -KILL -1 2>/dev/null
 for _ in {1..500}; do
     left=$(find /sys/fs/cgroup -mindepth 1 -maxdepth 5 -type d -name "*$2*" -prune)
     [ -n "$left" ] || break
@@ -206,7 +206,7 @@ impl Host {
         // Engines and kubelets keep the groups above those of their containers, which carry the machine's name.
         let own = |path: &&PathBuf| path.file_name().is_some_and(|name| !name.to_string_lossy().contains(&self.name));
         traces.extend(self.cgroups().iter().filter(own).map(|path| format!("cgroup {}", path.display())));
-        for place in ["run/netns", "run/containerd", "run/docker", "run/kata", "run/vc", "run/kata-containers"] {
+        for place in ["run/netns", "run/containerd", "run/docker", "run/kata", "run/vc", "run/kata-containers", "run/kata-runtime"] {
             below(&self.seen("/").join(place), place, 4, &mut traces);
         }
         traces.retain(|trace| !self.is_kept(trace));
@@ -225,6 +225,10 @@ impl Host {
         }
         // What the first sandbox finds out about the machine, for all that follow.
         if trace == "file run/kata-containers" || trace == "file run/kata-containers/kvm-probe" {
+            return true;
+        }
+        // Podman keeps the group of its monitors.
+        if trace.starts_with("cgroup ") && trace.ends_with(&format!("/{}/conmon", self.name)) {
             return true;
         }
         // Docker keeps the directories of its containers, and for a minute the files that their network namespaces were mounted on.

@@ -16,6 +16,7 @@ pub mod docker;
 pub mod grpc;
 pub mod host;
 pub mod images;
+pub mod podman;
 pub mod proto;
 
 pub mod stream;
@@ -30,6 +31,7 @@ use std::{
 pub use containerd::{Containerd, Version};
 pub use differences::DIFFERENCES;
 pub use docker::{Docker, Release};
+pub use podman::Podman;
 use serde_json::Value;
 
 /// A runtime of the engine.
@@ -123,13 +125,19 @@ pub fn compare_configured(version: Version, settings: &str, name: &str, case: Ca
         eprintln!("skipped with {version:?}: {name} is run with 1.7 only; KATA_ENGINES_VERSIONS=all runs all");
         return;
     }
-    compare_on(name, || Containerd::configured(version, settings), case);
+    compare_on(name, |_| Containerd::configured(version, settings), case);
 }
 
 /// The same on Docker.
 #[track_caller]
 pub fn compare_docker(release: Release, name: &str, case: docker::Case) {
-    compare_on(name, || Docker::start(release), case);
+    compare_on(name, |_| Docker::start(release), case);
+}
+
+/// The same on Podman.
+#[track_caller]
+pub fn compare_podman(name: &str, case: podman::Case) {
+    compare_on(name, Podman::start, case);
 }
 
 /// What a case is run on.
@@ -158,11 +166,21 @@ impl Engine for Docker {
     }
 }
 
+impl Engine for Podman {
+    fn host(&self) -> &host::Host {
+        &self.host
+    }
+
+    fn log(&self) -> String {
+        self.log()
+    }
+}
+
 #[track_caller]
-fn compare_on<E: Engine>(name: &str, start: impl Fn() -> E, case: fn(&E, Handler) -> Value) {
+fn compare_on<E: Engine>(name: &str, start: impl Fn(Handler) -> E, case: fn(&E, Handler) -> Value) {
     let mut seen: Option<Value> = None;
     for handler in handlers() {
-        let engine = start();
+        let engine = start(handler);
         let before = engine.host().traces();
         let mut observed = panic::catch_unwind(AssertUnwindSafe(|| {
             let observed = case(&engine, handler);
@@ -225,6 +243,23 @@ macro_rules! docker_cases {
             let path = module_path!();
             let name = path.split_once("::").map_or(path, |(_, name)| name);
             $crate::compare_docker($crate::Release::$release, name, super::$case);
+        }
+    };
+}
+
+/// Makes each named function of its module a test for Podman: `MODULE::CASE`.
+#[macro_export]
+macro_rules! podman_cases {
+    ($($case:ident),* $(,)?) => {
+        mod podman {
+            $(
+                #[test]
+                fn $case() {
+                    let path = module_path!();
+                    let name = path.split_once("::").map_or(path, |(_, name)| name);
+                    $crate::compare_podman(&format!("{name}::{}", stringify!($case)), super::$case);
+                }
+            )*
         }
     };
 }

@@ -2,18 +2,29 @@
 
 use std::{fs, path::Path, process::ExitCode};
 
-use agent_api::WindowSize;
+use agent_api::{ExitStatus, WindowSize};
 use cmdline::runtime::{CreateArgs, RunArgs};
 use config::Config;
 use oci_spec::runtime::BoxBuilder;
 use sandbox::{
     bundle::Bundle,
     client::{Client, Running, StdioEnds},
-    launch::{Launch, launch},
+    hooks::{self, Point, Told},
+    launch::{Launch, Launching, initial_state},
     store::{ProcessRef, Store},
 };
 
-use crate::{Error, Result, cli::Context, console, foreground::Foreground, shim, signals::Signals, stdio};
+use super::lifecycle;
+use crate::{
+    Error, Result,
+    cli::Context,
+    console,
+    foreground::Foreground,
+    place::{Network, Place},
+    shim,
+    signals::Signals,
+    stdio,
+};
 
 /// `create`.
 pub(crate) fn create(context: &Context, id: &str, args: &CreateArgs) -> Result<ExitCode> {
@@ -40,7 +51,6 @@ struct Order {
 fn check(context: &Context, id: &str, args: &CreateArgs, detached: bool) -> Result<Order> {
     context.store.check_free(id)?;
     let bundle = Bundle::load(args.bundle.as_deref().unwrap_or(Path::new(".")), sandbox::bundle::Role::Alone)?;
-    bundle.refuse_hooks()?;
     refuse_descriptors(args.preserve_fds)?;
     warn_of_passed_sockets(context);
     let terminal = bundle.spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
@@ -70,31 +80,63 @@ pub(crate) fn warn_of_passed_sockets(context: &Context) {
     }
 }
 
-/// Launches, so that a signal that ends this command also ends what it has started.
-fn launch_order(
-    context: &Context,
-    id: &str,
-    order: &Order,
-    stdio: StdioEnds,
-    start: bool,
-    signals: &Signals,
-) -> Result<Running> {
-    let (store, name) = (context.store.clone(), id.to_owned());
-    signals.abort_after(move || abandon(&store, &name));
-    let mut warn = |text: &str| context.log.warning(text);
-    let launched = launch(Launch {
-        store: &context.store,
-        id,
-        bundle: &order.bundle,
-        config: &order.config,
-        stdio,
-        start,
-        begun_ns: context.begun_ns,
-        warn: &mut warn,
-    });
-    // If a signal is just ending this command, it is not the launch that failed.
-    signals.hold_again();
-    Ok(launched?)
+/// A container that is being made, and what is to be undone if it comes to nothing.
+struct Making<'a> {
+    context: &'a Context,
+    id: &'a str,
+    order: &'a Order,
+    signals: &'a Signals,
+    /// Whether hooks have been run, which have others to follow them.
+    hooked: bool,
+}
+
+impl<'a> Making<'a> {
+    fn new(context: &'a Context, id: &'a str, order: &'a Order, signals: &'a Signals) -> Self {
+        Self { context, id, order, signals, hooked: false }
+    }
+
+    /// Checks, and takes the name. From here on, a signal that ends this command also ends what it has started.
+    fn prepare(&self, growing: bool) -> Result<Launching<'a>> {
+        let (store, name) = (self.context.store.clone(), self.id.to_owned());
+        self.signals.abort_after(move || abandon(&store, &name));
+        let mut warn = |text: &str| self.context.log.warning(text);
+        let prepared = Launch {
+            store: &self.context.store,
+            id: self.id,
+            bundle: &self.order.bundle,
+            config: &self.order.config,
+            growing,
+            begun_ns: self.context.begun_ns,
+        }
+        .prepare(&mut warn);
+        Ok(prepared?)
+    }
+
+    /// Runs the hooks of a creation, if there are any, and launches. `pid` is the process that stands for the container's.
+    fn launch(&mut self, launching: Launching<'_>, stdio: StdioEnds, start: bool, pid: Option<u32>) -> Result<Running> {
+        let network = match (launching.network(), pid) {
+            (Some(path), _) => Some(path.to_owned()),
+            (None, Some(pid)) => Some(format!("/proc/{pid}/ns/net").into()),
+            (None, None) => None,
+        };
+        let told = pid.map(|pid| Told::of_bundle(self.id, &self.order.bundle, pid));
+        if let Some((hooks, told)) = self.order.bundle.spec.hooks().as_ref().zip(told.as_ref()) {
+            self.hooked = true;
+            hooks::run(Point::Prestart, hooks, told)?;
+            hooks::run(Point::CreateRuntime, hooks, told)?;
+        }
+        let launched = launching.go(stdio, start, network.as_deref(), told.as_ref());
+        // If a signal is just ending this command, it is not the launch that failed.
+        self.signals.hold_again();
+        Ok(launched?)
+    }
+
+    /// The container has come to nothing.
+    fn undone(&self) {
+        if self.hooked {
+            lifecycle::gone(self.context, &initial_state(self.id, &self.order.bundle));
+        }
+    }
 }
 
 /// Removes a sandbox this very process is starting, and no other of that name.
@@ -115,10 +157,12 @@ fn parent(pid: u32) -> Option<u32> {
     stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
-/// Removes a container whose creation failed after its launch. The failure is what is reported, so this only logs.
-fn remove(context: &Context, client: &Client) {
-    if let Err(error) = client.delete(true) {
-        context.log.error(&error.chain());
+/// Removes a container after its launch. What led here is what is reported, so this only logs.
+fn remove(context: &Context, id: &str) {
+    let removed = Client::new(&context.store, id).and_then(|client| client.delete(true));
+    match removed {
+        Ok(()) | Err(sandbox::Error::NotFound { .. }) => {}
+        Err(error) => context.log.error(&error.chain()),
     }
 }
 
@@ -127,23 +171,32 @@ fn detached(context: &Context, id: &str, args: &CreateArgs, start: bool) -> Resu
     let console = args.console_socket.as_deref().map(console::connect).transpose()?;
     let (ends, theirs) = stdio::pairs(order.terminal)?;
     let signals = Signals::hold()?;
-    let running = launch_order(context, id, &order, theirs, start, &signals)?;
-    let client = Client::new(&context.store, id)?;
+    let mut making = Making::new(context, id, &order, &signals);
     let size = order.bundle.spec.process().as_ref().and_then(|process| process.console_size()).map(|size| WindowSize {
         rows: u16::try_from(size.height()).unwrap_or(u16::MAX),
         cols: u16::try_from(size.width()).unwrap_or(u16::MAX),
     });
-    let job = shim::Job { store: &context.store, id, exec: None, ends, console, size };
-    let stands = shim::start(job).and_then(|pid| {
+    // An engine that creates may connect and limit anew until the end; who runs has said all.
+    let launching = making.prepare(!start)?;
+    let network = launching.network().map_or(Network::New, |path| Network::At(path.into()));
+    let place = Place { network: Some(network), cgroup: launching.cgroup().map(Into::into) };
+    let job = shim::Job { store: &context.store, id, exec: None, ends, console, size, place };
+    let made = shim::start(job).and_then(|waiting| {
+        let pid = waiting.pid();
         context.log.debug(|| format!("kata-shim has pid {pid}"));
-        args.pid_file.as_deref().map_or(Ok(()), |path| shim::write_pid_file(path, pid))
+        let running = making.launch(launching, theirs, start, Some(pid))?;
+        let stands = waiting.go().and_then(|pid| {
+            args.pid_file.as_deref().map_or(Ok(()), |path| shim::write_pid_file(path, pid))?;
+            let client = Client::new(&context.store, id)?;
+            if start { lifecycle::started(&client, &context.store.state(id)?) } else { Ok(()) }
+        });
+        drop(running);
+        stands.inspect_err(|_| remove(context, id))
     });
-    drop(running);
-    if let Err(error) = stands {
-        remove(context, &client);
-        return Err(error);
+    if made.is_err() {
+        making.undone();
     }
-    Ok(ExitCode::SUCCESS)
+    made.map(|()| ExitCode::SUCCESS)
 }
 
 fn foreground(context: &Context, id: &str, args: &CreateArgs, keep: bool) -> Result<ExitCode> {
@@ -155,21 +208,46 @@ fn foreground(context: &Context, id: &str, args: &CreateArgs, keep: bool) -> Res
         process.set_console_size(Some(console_size(size)?));
     }
     let signals = Signals::hold()?;
-    let running = launch_order(context, id, &order, theirs, true, &signals)?;
-    let client = Client::new(&context.store, id)?;
-    let attended = client
-        .supervise(None)
-        .map_err(Error::from)
-        .and_then(|supervised| {
-            drop(running);
-            args.pid_file.as_deref().map_or(Ok(()), |path| shim::write_pid_file(path, std::process::id()))?;
-            Ok(supervised)
-        })
-        .and_then(|supervised| foreground.attend(&signals, (&context.store, id), &client, None, supervised));
-    if !keep || attended.is_err() {
-        remove(context, &client);
+    let mut making = Making::new(context, id, &order, &signals);
+    let launching = making.prepare(false)?;
+    // Only hooks can look for this process, or bring interfaces into a namespace that is new.
+    let hooked = order.bundle.spec.hooks().is_some();
+    let network = hooked.then(|| launching.network().map_or(Network::New, |path| Network::At(path.into())));
+    let place = Place { network, cgroup: None };
+    let begin = |placed: Result<()>| {
+        placed?;
+        let running = making.launch(launching, theirs, true, hooked.then(std::process::id))?;
+        let attended = attend(context, id, args, foreground, &signals, running);
+        if !keep || attended.is_err() {
+            remove(context, id);
+            if attended.is_ok() {
+                making.undone();
+            }
+        }
+        attended
+    };
+    let attended = if hooked { place.stand(begin) } else { begin(Ok(())) };
+    if attended.is_err() {
+        making.undone();
     }
     Ok(ExitCode::from(attended?.shell_code() as u8))
+}
+
+/// Stands for the container's process until its end.
+fn attend(
+    context: &Context,
+    id: &str,
+    args: &CreateArgs,
+    foreground: Foreground,
+    signals: &Signals,
+    running: Running,
+) -> Result<ExitStatus> {
+    let client = Client::new(&context.store, id)?;
+    let supervised = client.supervise(None)?;
+    drop(running);
+    args.pid_file.as_deref().map_or(Ok(()), |path| shim::write_pid_file(path, std::process::id()))?;
+    lifecycle::started(&client, &context.store.state(id)?)?;
+    foreground.attend(signals, (&context.store, id), &client, None, supervised)
 }
 
 /// A size as the specification has it.

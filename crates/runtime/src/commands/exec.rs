@@ -19,6 +19,7 @@ use crate::{
     cli::Context,
     console,
     foreground::Foreground,
+    place::{Network, Place},
     process_spec::{self, Changes},
     shim,
     signals::Signals,
@@ -51,7 +52,7 @@ pub(crate) fn exec(context: &Context, mut args: ExecArgs) -> Result<ExitCode> {
     // Unique among the container's processes: no other process has this pid at this moment.
     let name = format!("exec-{}-{}", std::process::id(), sandbox::timeline::now_ns());
     if args.detach {
-        detached(context, &id, &client, &name, process, &args)
+        detached(context, &state, &client, &name, process, &args)
     } else {
         foreground(context, &id, &client, &name, process, &args)
     }
@@ -114,7 +115,7 @@ fn foreground(
 
 fn detached(
     context: &Context,
-    id: &str,
+    state: &ContainerState,
     client: &Client,
     name: &str,
     process: Process,
@@ -127,10 +128,15 @@ fn detached(
         cols: u16::try_from(size.width()).unwrap_or(u16::MAX),
     });
     let (ends, theirs) = stdio::pairs(terminal)?;
+    // Beside the process that stands for the container's first one.
+    let network = (state.pid != 0).then(|| Network::At(format!("/proc/{}/ns/net", state.pid).into()));
+    let place = Place { network, cgroup: state.cgroup.clone() };
+    let job = shim::Job { store: &context.store, id: &state.id, exec: Some(name), ends, console, size, place };
+    let waiting = shim::start(job)?;
     // Kept until the shim has taken over, so that somebody waits for the process at every moment.
     let running = client.exec(name, process, theirs)?;
-    let job = shim::Job { store: &context.store, id, exec: Some(name), ends, console, size };
-    let stands = shim::start(job)
+    let stands = waiting
+        .go()
         .and_then(|pid| args.pid_file.as_deref().map_or(Ok(()), |path| shim::write_pid_file(path, pid)));
     drop(running);
     if let Err(error) = stands {

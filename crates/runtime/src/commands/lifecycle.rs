@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use sandbox::{
     client::Client,
+    hooks::{self, Point, Told},
     store::{ContainerState, Status},
 };
 
@@ -28,12 +29,36 @@ pub(crate) fn stopped(words: &str, state: &ContainerState) -> Error {
 pub(crate) fn start(context: &Context, id: &str) -> Result<ExitCode> {
     let (client, state) = find(context, id)?;
     match state.status {
-        Status::Created => client.start()?,
+        Status::Created => {
+            client.start()?;
+            started(&client, &state)?;
+        }
         Status::Stopped => return Err(stopped("cannot start a container that has stopped", &state)),
         Status::Running => return Err(Error::refused("cannot start an already running container")),
         status => return Err(Error::refused(format!("cannot start a container in the {status} state"))),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs the hooks that follow a start. As in runc, a container whose hook fails does not stay.
+///
+/// # Errors
+/// The first hook that fails.
+pub(crate) fn started(client: &Client, state: &ContainerState) -> Result<()> {
+    let Some(hooks) = &state.hooks else { return Ok(()) };
+    hooks::run(Point::Poststart, hooks, &Told::of_state(state)).map_err(|error| {
+        // It may have ended by itself.
+        let _gone = client.signal(None, libc::SIGKILL, false);
+        error.into()
+    })
+}
+
+/// Runs the hooks that follow the end of a container that is gone. It stays gone, whatever they do.
+pub(crate) fn gone(context: &Context, state: &ContainerState) {
+    if let Some(hooks) = &state.hooks {
+        let told = Told::of_state(state);
+        hooks::run_all(Point::Poststop, hooks, &told, |error| context.log.warning(&error.chain()));
+    }
 }
 
 /// `pause`.
@@ -63,14 +88,19 @@ pub(crate) fn delete(context: &Context, id: &str, force: bool) -> Result<ExitCod
         Err(sandbox::Error::NotFound { .. }) if force => return Ok(ExitCode::SUCCESS),
         other => other?,
     };
+    let state = context.store.state(id);
+    let state = if force { state.ok() } else { Some(state?) };
     let kill = force
-        || match context.store.state(id)?.status {
-            Status::Created => true,
-            Status::Stopped => false,
-            status => {
+        || match state.as_ref().map(|state| state.status) {
+            Some(Status::Created) => true,
+            Some(Status::Stopped) | None => false,
+            Some(status) => {
                 return Err(Error::refused(format!("cannot delete container {id} that is not stopped: {status}")));
             }
         };
     client.delete(kill)?;
+    if let Some(state) = state {
+        gone(context, &state);
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -26,6 +26,7 @@ use self::serve::Host;
 use crate::{
     Error, Result,
     api::Reply,
+    cgroup::HostCgroup,
     client::StdioEnds,
     journal::{Journal, Recorder},
     launch::Boot,
@@ -119,7 +120,7 @@ async fn hung_up(stream: &tokio::net::UnixStream) {
 
 /// From nothing to a container. Gives its process's id in the guest.
 async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Result<(Rc<Host>, UnixListener, u32)> {
-    let Boot { state, parts, stdio, start, plan, demand, network, begun_ns, .. } = boot;
+    let Boot { state, parts, stdio, start, plan, demand, network, cgroup, begun_ns, .. } = boot;
     if descriptors.len() != parts.shares.len() + parts.disks.len() + stdio.count() {
         return Err(Error::State("the caller sent another number of descriptors than it said".into()));
     }
@@ -134,6 +135,13 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
     })?;
     let listener = UnixListener::bind(socket_path(&dir)?.path())
         .map_err(|e| Error::io(format!("listen on {}", dir.file("sock").display()), e))?;
+    if let Some(path) = cgroup {
+        let mut made = |made: &Path| journal.update(|state| state.cgroups.insert(0, made.into()));
+        if let Err(error) = HostCgroup::enter(&path, &mut made) {
+            // The container's limits are the guest's business; only the accounting suffers.
+            eprintln!("enter the cgroup {}: {}", path.display(), error.chain());
+        }
+    }
     devices::share::enter_private_namespace()?;
     if let Some(path) = &network {
         // This is the only thread.

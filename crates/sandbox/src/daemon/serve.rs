@@ -136,6 +136,8 @@ async fn start(host: &Host) -> Result<()> {
         Status::Running => return Err(invalid("cannot start an already running container")),
         other => return Err(invalid(format!("cannot start a container in the {other} state"))),
     }
+    // Engines may have put interfaces into the namespace since the container was created.
+    host.sandbox.sync_network().await?;
     host.sandbox.start(host.container()).await?;
     // It may have ended already.
     host.journal.update(|state| {

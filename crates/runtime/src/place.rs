@@ -1,0 +1,56 @@
+//! Where on the host the process is that stands for a container's: callers look through `/proc/PID` at what a container has of the host.
+//!
+//! Namespaces belong to threads, and `/proc/PID` shows those of the main one. So the main thread moves, and waits; the work is done by another
+//! that stays where the caller is, with its files, sockets and programs.
+
+use std::{path::PathBuf, sync::mpsc, thread};
+
+use network::Namespace;
+use sandbox::cgroup::HostCgroup;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// A network namespace of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Network {
+    /// A new one, with nothing but its loopback.
+    New,
+    /// The one at this path.
+    At(PathBuf),
+}
+
+/// What of the host is the container's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Place {
+    /// Its network namespace, if not the caller's.
+    pub network: Option<Network>,
+    /// Its cgroup, as `linux.cgroupsPath` has it, which exists.
+    pub cgroup: Option<PathBuf>,
+}
+
+impl Place {
+    fn enter(&self) -> Result<()> {
+        if let Some(path) = &self.cgroup {
+            HostCgroup::enter(path, &mut |_| Ok(()))?;
+        }
+        match &self.network {
+            None => Ok(()),
+            Some(Network::New) => Namespace::create().and_then(|namespace| namespace.enter()),
+            Some(Network::At(path)) => Namespace::open(path).and_then(|namespace| namespace.enter()),
+        }
+        .map_err(|error| Error::Sandbox(error.into()))
+    }
+
+    /// Takes the main thread there, from which this must be called, and does the work on another, which is told how that went. Returns when
+    /// the work is done.
+    pub(crate) fn stand<T: Send>(&self, work: impl FnOnce(Result<()>) -> T + Send) -> T {
+        thread::scope(|scope| {
+            let (told, entered) = mpsc::channel();
+            // Begun before the main thread has moved: a thread begins where the one is that starts it.
+            let worker = scope.spawn(move || work(entered.recv().unwrap_or_else(|_| Err(Error::refused("interrupted")))));
+            let _worker_waits = told.send(self.enter());
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}

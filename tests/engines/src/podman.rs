@@ -1,0 +1,163 @@
+//! Podman, which has no daemon: each command of it, and conmon, which it leaves with each container, calls a runtime by its path.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use e2e::Output;
+use serde_json::Value;
+
+use crate::{Handler, host::Host, images, kata_programs};
+
+/// A machine with Podman; everything of it is gone when it is dropped.
+#[derive(Debug)]
+pub struct Podman {
+    /// Where it runs.
+    pub host: Host,
+    runtime: String,
+}
+
+/// A case for Podman.
+pub type Case = fn(&Podman, Handler) -> Value;
+
+impl Podman {
+    /// Makes one that has the images of the tests and uses a runtime.
+    pub fn start(handler: Handler) -> Self {
+        let unpacked = images::unpacked("podman-4");
+        let programs = [Some(unpacked.join("usr/bin")), Some(images::unpacked("containerd-1.6").join("usr/sbin"))];
+        let host = Host::start(&programs.into_iter().flatten().collect::<Vec<_>>());
+        let runtime = match handler {
+            Handler::Runc => images::unpacked("containerd-1.6").join("usr/sbin/runc"),
+            Handler::Kata => kata_programs().expect("the stage").join("kata-runtime"),
+        };
+        let podman = Self { host, runtime: runtime.display().to_string() };
+        let (directory, files) = (podman.host.directory().display().to_string(), unpacked.display().to_string());
+        let configuration = format!(
+            r#"[containers]
+default_ulimits = ["nofile=20000:20000", "nproc=20000:20000"]
+seccomp_profile = "{files}/usr/share/containers/seccomp.json"
+init_path = "{files}/usr/bin/catatonit"
+# The machine has nobody to ask.
+dns_servers = ["192.0.2.53"]
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+conmon_path = ["{files}/usr/bin/conmon"]
+helper_binaries_dir = ["{files}/usr/lib/podman", "{files}/usr/bin"]
+static_dir = "{directory}/libpod"
+volume_path = "{directory}/volumes"
+tmp_dir = "/run/libpod"
+[engine.runtimes]
+"{runtime}" = ["{runtime}"]
+[network]
+network_backend = "netavark"
+network_config_dir = "{directory}/networks"
+"#,
+            runtime = podman.runtime
+        );
+        fs::write(podman.file("containers.conf"), configuration).unwrap();
+        podman.host.sh(&format!("mkdir -p /etc/containers; cp -r {files}/etc/containers/. /etc/containers/"));
+        let own = podman.file("images.tar");
+        fs::write(&own, images::archive_once()).unwrap();
+        podman.ok(["load", "--quiet", "--input", &own.display().to_string()]);
+        fs::remove_file(own).unwrap();
+        podman
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.host.directory().join(name)
+    }
+
+    /// What the runtimes and daemons of sandboxes said last.
+    pub fn log(&self) -> String {
+        self.host.run("sh", &["-c", "tail -n 20 /run/kata-runtime/*/daemon.log 2>/dev/null"]).text()
+    }
+
+    /// A command line of `podman`.
+    pub fn command<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let directory = self.host.directory().display();
+        let all = [
+            format!("CONTAINERS_CONF={directory}/containers.conf"),
+            "podman".into(),
+            format!("--root={directory}/storage"),
+            "--runroot=/run/containers/storage".into(),
+            format!("--runtime={}", self.runtime),
+        ];
+        let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
+        let mut command = self.host.command("env", all.into_iter().chain(args));
+        command.stdin(std::process::Stdio::null());
+        command
+    }
+
+    /// Runs `podman`.
+    #[track_caller]
+    pub fn podman<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> Output {
+        e2e::run(&mut self.command(args))
+    }
+
+    /// Runs `podman` and expects success; gives its standard output.
+    #[track_caller]
+    pub fn ok<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> String {
+        let args: Vec<String> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
+        let output = self.podman(&args);
+        assert_eq!(output.code, 0, "podman {args:?}: {}{}\n{}", output.text(), output.stderr, self.log());
+        output.text()
+    }
+
+    /// The cgroup that all containers are below, so that it is known whose they are.
+    pub fn group(&self) -> String {
+        format!("--cgroup-parent=/{}", self.host.name())
+    }
+
+    /// `podman run` with busybox, not yet run: options, the command.
+    pub fn run_command(&self, options: &[&str], args: &[&str]) -> Command {
+        let group = self.group();
+        // In a pod the group is the pod's.
+        let group: &[&str] = if options.contains(&"--pod") { &[] } else { &[&group] };
+        self.command([&["run"], group, options, &[images::BUSYBOX], args].concat())
+    }
+
+    /// Runs `podman run` with busybox.
+    #[track_caller]
+    pub fn run(&self, options: &[&str], args: &[&str]) -> Output {
+        e2e::run(&mut self.run_command(options, args))
+    }
+
+    /// Starts a container in the background that runs a script.
+    #[track_caller]
+    pub fn detached(&self, options: &[&str], name: &str, script: &str) {
+        let options = [&["--detach", "--name", name], options].concat();
+        let output = self.run(&options, &["sh", "-c", script]);
+        assert_eq!(output.code, 0, "{}{}\n{}", output.text(), output.stderr, self.log());
+    }
+
+    /// What `podman inspect` says with this template.
+    #[track_caller]
+    pub fn inspect(&self, name: &str, template: &str) -> String {
+        self.ok(["inspect", "--format", template, name]).trim_end().to_owned()
+    }
+
+    /// Waits until `podman inspect` says this.
+    #[track_caller]
+    pub fn wait_for(&self, name: &str, template: &str, wanted: &str) {
+        let end = Instant::now() + e2e::DEADLINE;
+        loop {
+            let now = self.inspect(name, template);
+            if now == wanted {
+                return;
+            }
+            assert!(Instant::now() < end, "{template} of {name} is {now:?}, not {wanted:?}: {}", self.log());
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Removes containers, whatever they do.
+    #[track_caller]
+    pub fn remove(&self, names: &[&str]) {
+        self.ok([&["rm", "--force", "--time", "0", "--volumes"], names].concat());
+    }
+}
