@@ -278,6 +278,9 @@ pub struct CreateContainerOf<S> {
     /// Disks that the container shall have as devices.
     #[serde(default)]
     pub disks: Vec<DiskDevice>,
+    /// The state, a JSON object, that `hooks.startContainer` of the configuration get once the process id is added.
+    #[serde(default)]
+    pub told: Option<String>,
 }
 
 /// A further process for a running container.

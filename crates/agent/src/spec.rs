@@ -1,7 +1,7 @@
 //! The OCI runtime specification, as far as it concerns a guest.
 //!
 //! Field names and meanings are those of <https://github.com/opencontainers/runtime-spec> 1.2, in `config.md` and
-//! `config-linux.md`; what is not here (hooks, seccomp profiles, labels of AppArmor and SELinux, the network) is the host's. Names of
+//! `config-linux.md`; what is not here (other hooks, seccomp profiles, labels of AppArmor and SELinux, the network) is the host's. Names of
 //! sets that may grow stay text, to be understood where they are used.
 
 use std::collections::BTreeMap;
@@ -42,6 +42,33 @@ pub struct Spec {
     pub domainname: Option<String>,
     #[serde(default)]
     pub linux: Linux,
+    #[serde(default)]
+    pub hooks: Option<Hooks>,
+}
+
+impl Spec {
+    /// Hooks that are run in the container before its program.
+    pub fn start_hooks(&self) -> &[Hook] {
+        self.hooks.as_ref().map_or(&[], |hooks| &hooks.start_container)
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hooks {
+    #[serde(default, deserialize_with = "list")]
+    pub start_container: Vec<Hook>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Hook {
+    pub path: String,
+    #[serde(default, deserialize_with = "list")]
+    pub args: Vec<String>,
+    #[serde(default)]
+    pub env: Option<Vec<String>>,
+    #[serde(default)]
+    pub timeout: Option<i64>,
 }
 
 #[derive(Debug, Deserialize)]

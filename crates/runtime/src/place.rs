@@ -48,7 +48,8 @@ impl Place {
         thread::scope(|scope| {
             let (told, entered) = mpsc::channel();
             // Begun before the main thread has moved: a thread begins where the one is that starts it.
-            let worker = scope.spawn(move || work(entered.recv().unwrap_or_else(|_| Err(Error::refused("interrupted")))));
+            let worker =
+                scope.spawn(move || work(entered.recv().unwrap_or_else(|_| Err(Error::refused("interrupted")))));
             let _worker_waits = told.send(self.enter());
             worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })

@@ -18,6 +18,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::{
     Error, Result,
     api::{Reply, Request, StdioSet},
+    hooks::Point,
     passing,
     store::{ContainerState, StateDir, Store},
 };
@@ -109,7 +110,13 @@ impl Client {
     /// # Errors
     /// What the guest says, e.g. that the program cannot be run.
     pub fn start(&self) -> Result<()> {
-        self.done("start the container", &Request::Start)
+        let hooks = self.dir.load().ok().and_then(|state| state.hooks);
+        let patience = hooks.map(|hooks| Point::StartContainer.patience(&hooks)).unwrap_or_default();
+        let mut connection = self.call("start the container", &Request::Start, &[])?;
+        match connection.reply(Some(CALL_DEADLINE + patience))? {
+            Reply::Done => Ok(()),
+            other => Err(connection.unexpected(other)),
+        }
     }
 
     /// Sends a signal to a process, or to all of the container's.

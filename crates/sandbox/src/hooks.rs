@@ -79,6 +79,11 @@ impl Point {
         list.as_deref().unwrap_or_default()
     }
 
+    /// How long those that are to be run there may take.
+    pub fn patience(self, hooks: &Hooks) -> Duration {
+        self.of(hooks).iter().map(timeout).sum()
+    }
+
     /// The status that a hook is told.
     fn status(self) -> &'static str {
         match self {
@@ -190,8 +195,7 @@ fn one(point: Point, index: usize, hook: &Hook, told: &Told) -> Result<()> {
     crate::sys::unblock_signals_of(&mut command);
     let mut child = command.spawn().map_err(failed("start"))?;
     let pid = Pid::from_child(&child);
-    let seconds = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0);
-    let patience = seconds.map_or(PATIENCE, Duration::from_secs);
+    let patience = timeout(hook);
     let ended = pidfd_open(pid, PidfdFlags::empty()).and_then(|process| {
         let end = std::time::Instant::now() + patience;
         loop {
@@ -222,6 +226,12 @@ fn one(point: Point, index: usize, hook: &Hook, told: &Told) -> Result<()> {
         status: status.to_string(),
         said: tail(said),
     })
+}
+
+/// How long a hook may take.
+fn timeout(hook: &Hook) -> Duration {
+    let seconds = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0);
+    seconds.map_or(PATIENCE, Duration::from_secs)
 }
 
 /// The end of what a hook said.
@@ -286,8 +296,9 @@ mod tests {
 
     #[test]
     fn a_hook_that_does_not_end_is_killed() {
-        let hooks =
-            hooks(json!({"prestart": [{"path": "/bin/sh", "args": ["sh", "-c", "sleep 1000 & sleep 1000"], "timeout": 1}]}));
+        let hooks = hooks(
+            json!({"prestart": [{"path": "/bin/sh", "args": ["sh", "-c", "sleep 1000 & sleep 1000"], "timeout": 1}]}),
+        );
         let error = run(Point::Prestart, &hooks, &told()).unwrap_err().chain();
         assert_eq!(error, "the end of the prestart hook #0, /bin/sh did not happen within 1 s");
     }

@@ -98,8 +98,7 @@ impl<'a> Launch<'a> {
         let prepared = Some(prepare(id, bundle, &plan)?);
         let dir = store.reserve(id)?;
         let state = initial_state(id, bundle);
-        let mut launching =
-            Launching { dir, state, bundle, prepared, plan, demand, network, begun_ns, done: false };
+        let mut launching = Launching { dir, state, bundle, prepared, plan, demand, network, begun_ns, done: false };
         launching.dir.save(&launching.state)?;
         launching.make_cgroup(warn)?;
         Ok(launching)
@@ -185,9 +184,7 @@ impl Launching<'_> {
             hooks::run(Point::CreateContainer, hooks, told)?;
             prepare(self.dir.id(), self.bundle, &self.plan)
         };
-        std::thread::scope(|scope| {
-            scope.spawn(work).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        std::thread::scope(|scope| scope.spawn(work).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     }
 }
 
@@ -228,7 +225,12 @@ pub fn initial_state(id: &str, bundle: &Bundle) -> ContainerState {
         rootfs: bundle.rootfs.clone(),
         annotations: bundle.spec.annotations().clone().unwrap_or_default(),
         hooks: bundle.spec.hooks().clone(),
-        cgroup: bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()).filter(|path| !path.as_os_str().is_empty()),
+        cgroup: bundle
+            .spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.cgroups_path().clone())
+            .filter(|path| !path.as_os_str().is_empty()),
         ..ContainerState::new(id, &bundle.dir)
     }
 }
@@ -258,7 +260,9 @@ fn converse(dir: &StateDir, boot: &Boot, attached: Vec<BorrowedFd<'_>>, stdio: &
         Connection::new(ours, dir.clone(), if boot.start { "run the container" } else { "create the container" });
     let descriptors: Vec<BorrowedFd<'_>> = attached.into_iter().chain(stdio.descriptors()).collect();
     connection.send(boot, &descriptors)?;
-    match connection.reply(Some(boot.plan.config.agent.dial_timeout + AFTER_BOOT))? {
+    let hooks = boot.parts.spec.hooks().as_ref().filter(|_| boot.start);
+    let patience = hooks.map(|hooks| Point::StartContainer.patience(hooks)).unwrap_or_default();
+    match connection.reply(Some(boot.plan.config.agent.dial_timeout + AFTER_BOOT + patience))? {
         Reply::Created { pid } => Ok(Running::new(connection, pid)),
         other => Err(connection.unexpected(other)),
     }

@@ -20,6 +20,7 @@ use crate::{
     Error, Result,
     bundle::{Bundle, MountSource},
     files,
+    hooks::{Point, Told},
 };
 
 /// A file or directory of the host that the guest shall see. Its descriptor travels beside it.
@@ -62,6 +63,9 @@ pub(crate) struct Parts {
     pub(crate) storages: Vec<Storage>,
     pub(crate) devices: Vec<DiskDevice>,
     pub(crate) volumes: Vec<FileVolume>,
+    /// What hooks in the container are told.
+    #[serde(default)]
+    pub(crate) told: Option<String>,
 }
 
 impl Parts {
@@ -135,6 +139,7 @@ impl Prepared {
                 storages: Vec::new(),
                 devices: Vec::new(),
                 volumes: Vec::new(),
+                told: None,
             },
             trees: Vec::new(),
             disks: Vec::new(),
@@ -151,6 +156,7 @@ impl Prepared {
         prepared.parts.spec.set_mounts(Some(mounts));
         prepared.devices(id, bundle)?;
         prepared.linux(bundle, arch)?;
+        prepared.hooks(id, bundle);
         let descriptors = prepared.trees.len() + prepared.disks.len();
         if descriptors + 3 > crate::passing::MAX_DESCRIPTORS {
             return Err(Error::State(format!(
@@ -272,6 +278,19 @@ impl Prepared {
             self.parts.devices.push(DiskDevice { serial, path, read_only });
         }
         Ok(())
+    }
+
+    /// The guest runs those that belong into the container.
+    fn hooks(&mut self, id: &str, bundle: &Bundle) {
+        let mut hooks = oci_spec::runtime::Hooks::default();
+        let inside = bundle.spec.hooks().as_ref().map(|all| Point::StartContainer.of(all)).unwrap_or_default();
+        if inside.is_empty() {
+            self.parts.spec.set_hooks(None);
+            return;
+        }
+        hooks.set_start_container(Some(inside.to_vec()));
+        self.parts.spec.set_hooks(Some(hooks));
+        self.parts.told = Some(Told::of_bundle(id, bundle, 0).at(Point::StartContainer));
     }
 
     fn linux(&mut self, bundle: &Bundle, arch: Arch) -> Result<()> {

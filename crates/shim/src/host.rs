@@ -99,7 +99,7 @@ fn refuse_shared_network(bundle: &Bundle) -> Result<()> {
 /// Reads a bundle.
 fn load(dir: &Path, role: bundle::Role) -> Result<Bundle> {
     let bundle = Bundle::load(dir, role)?;
-    bundle.refuse_hooks(&[Point::CreateContainer, Point::StartContainer])?;
+    bundle.refuse_hooks(&[Point::CreateContainer])?;
     Ok(bundle)
 }
 

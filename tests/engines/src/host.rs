@@ -206,7 +206,15 @@ impl Host {
         // Engines and kubelets keep the groups above those of their containers, which carry the machine's name.
         let own = |path: &&PathBuf| path.file_name().is_some_and(|name| !name.to_string_lossy().contains(&self.name));
         traces.extend(self.cgroups().iter().filter(own).map(|path| format!("cgroup {}", path.display())));
-        for place in ["run/netns", "run/containerd", "run/docker", "run/kata", "run/vc", "run/kata-containers", "run/kata-runtime"] {
+        for place in [
+            "run/netns",
+            "run/containerd",
+            "run/docker",
+            "run/kata",
+            "run/vc",
+            "run/kata-containers",
+            "run/kata-runtime",
+        ] {
             below(&self.seen("/").join(place), place, 4, &mut traces);
         }
         traces.retain(|trace| !self.is_kept(trace));

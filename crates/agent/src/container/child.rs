@@ -22,7 +22,7 @@ use super::capabilities::Sets;
 use super::mount::{attach, clone_tree};
 use super::namespaces::Namespaces;
 use super::status::ChildEnd;
-use super::{lookup, rlimits, rootfs, sysctl, user};
+use super::{hooks, lookup, rlimits, rootfs, sysctl, user};
 use crate::fault::{Context, NOT_STARTED, internal, invalid, prefixed, reason};
 use crate::io::Wiring;
 use crate::spec::{Process, Spec};
@@ -47,6 +47,8 @@ pub struct First<'a> {
     pub cgroup: &'a Path,
     /// Its filter.
     pub seccomp: Option<&'a SeccompFilter>,
+    /// What its hooks are told.
+    pub told: Option<&'a str>,
 }
 
 /// What a further process of a container needs to know.
@@ -68,7 +70,11 @@ pub fn become_first(first: &First<'_>, wiring: &Wiring, status: &ChildEnd) -> ! 
     let status = arrange(wiring, status).and_then(close_others);
     run(status, |status| {
         first.prepare(wiring, status).map_err(|fault| prefixed("error during container init: ", fault))?;
-        finish(&first.spec.process, first.seccomp, |status| status.wait(), status)
+        let wait = |status: &ChildEnd, env: &[CString]| {
+            status.wait()?;
+            hooks::run(first.spec.start_hooks(), first.told.unwrap_or("{}"), env)
+        };
+        finish(&first.spec.process, first.seccomp, wait, status)
     })
 }
 
@@ -76,7 +82,7 @@ pub fn become_first(first: &First<'_>, wiring: &Wiring, status: &ChildEnd) -> ! 
 pub fn become_further(further: &Further<'_>, wiring: &Wiring, status: &ChildEnd) -> ! {
     run(arrange(wiring, status), |status| {
         further.prepare(status)?;
-        finish(further.process, further.seccomp, |_| Ok(()), status)
+        finish(further.process, further.seccomp, |_, _| Ok(()), status)
     })
 }
 
@@ -265,7 +271,7 @@ fn show_as_console(terminal: &tty::Terminal) -> Result<(), Fault> {
 fn finish(
     process: &Process,
     seccomp: Option<&SeccompFilter>,
-    wait: impl FnOnce(&ChildEnd) -> Result<(), Fault>,
+    wait: impl FnOnce(&ChildEnd, &[CString]) -> Result<(), Fault>,
     status: &ChildEnd,
 ) -> Result<Infallible, Fault> {
     let user = &process.user;
@@ -297,7 +303,7 @@ fn finish(
     let (program, args, env) = (c_string(&program)?, c_strings(args.iter())?, c_strings(env.lines())?);
 
     status.ready()?;
-    wait(status)?;
+    wait(status, &env)?;
     if no_new_privileges {
         filter(seccomp)?;
     }

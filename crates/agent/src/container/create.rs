@@ -13,7 +13,7 @@ use super::child::{First, become_first};
 use super::launch::{Forked, prepare_stdio, start_pumps};
 use super::namespaces::{Join, Namespaces, Shared, map_ids, pids_of};
 use super::status::{ChildEnd, pair};
-use super::{Container, rlimits, sysctl};
+use super::{Container, hooks, rlimits, sysctl};
 use crate::agent::Agent;
 use crate::boot::CrashPoint;
 use crate::fault::{Context, NOT_STARTED, fault, internal, prefixed};
@@ -29,7 +29,7 @@ use crate::sys::{Cloned, clone3};
 /// What runc would say; nothing of the container stays.
 pub async fn create(agent: &Rc<Agent>, request: CreateContainer) -> Result<Rc<Container>, Fault> {
     agent.crash_at(CrashPoint::Create);
-    let CreateContainer { id, mut spec, stdio, seccomp, start, storages, disks } = request;
+    let CreateContainer { id, mut spec, stdio, seccomp, start, storages, disks, told } = request;
     let mut reservation = agent.containers.reserve(&id)?;
     let namespaces = Namespaces::new(&spec.linux)?;
     check_shared(agent, &spec)?;
@@ -37,7 +37,7 @@ pub async fn create(agent: &Rc<Agent>, request: CreateContainer) -> Result<Rc<Co
     let join = pod::join(agent, namespaces.shared, pids_of(&spec.linux)).await?;
     storage::give_disks(&mut spec, &disks).await?;
     let mut storages = storage::mount(agent, storages).await?;
-    let wanted = Wanted { id, spec, seccomp, start, namespaces, join };
+    let wanted = Wanted { id, spec, seccomp, start, namespaces, join, told };
     match make(agent, wanted, streams).await {
         Ok(container) => {
             container.storages.replace(storages);
@@ -61,15 +61,24 @@ struct Wanted {
     start: bool,
     namespaces: Namespaces,
     join: Join,
+    told: Option<String>,
 }
 
 async fn make(agent: &Rc<Agent>, wanted: Wanted, streams: Streams) -> Result<Rc<Container>, Fault> {
-    let Wanted { id, spec, seccomp, start, namespaces, join } = wanted;
+    let Wanted { id, spec, seccomp, start, namespaces, join, told } = wanted;
+    let patience = hooks::patience(spec.start_hooks());
     let (wiring, streams) = prepare_stdio(streams, spec.process.terminal)?;
     let cgroup = Cgroup::create(&id, spec.linux.cgroups_path.as_deref(), spec.linux.resources.as_ref())
         .map_err(|fault| prefixed(NOT_STARTED, fault))?;
 
-    let first = First { id: &id, spec: &spec, namespaces, cgroup: cgroup.path(), seccomp: seccomp.as_ref() };
+    let first = First {
+        id: &id,
+        spec: &spec,
+        namespaces,
+        cgroup: cgroup.path(),
+        seccomp: seccomp.as_ref(),
+        told: told.as_deref(),
+    };
     let (end, child_end) = pair()?;
     let forked = fork(agent, &first, &join, &cgroup, &wiring, &child_end);
     drop(child_end);
@@ -93,7 +102,7 @@ async fn make(agent: &Rc<Agent>, wanted: Wanted, streams: Streams) -> Result<Rc<
         }
         let process = forked.prepared().await?;
         if start {
-            Forked::executed(&forked.end).await?;
+            Forked::executed(&forked.end, patience).await?;
         }
         Ok(process)
     };
@@ -117,6 +126,7 @@ async fn make(agent: &Rc<Agent>, wanted: Wanted, streams: Streams) -> Result<Rc<
         seccomp,
         unstarted: RefCell::new(if start { None } else { Some(forked.end) }),
         shared,
+        patience,
         paused: Cell::new(false),
         execs: RefCell::default(),
         storages: RefCell::default(),
@@ -206,7 +216,7 @@ pub async fn start(agent: &Agent, container: &Container) -> Result<(), Fault> {
     let end = end.ok_or_else(|| fault(FaultKind::InvalidState, "cannot start an already running container"))?;
     refresh(&container.shared);
     end.go_on();
-    Forked::executed(&end).await?;
+    Forked::executed(&end, container.patience).await?;
     agent.crash_soon(CrashPoint::Running);
     Ok(())
 }

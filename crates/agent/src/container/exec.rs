@@ -50,7 +50,7 @@ pub async fn exec(agent: &Agent, request: Exec) -> Result<Rc<Process>, Fault> {
     start_pumps(pumps);
     let mut forked = Forked { pid, exit: agent.reaper.watch(pid), end, streams };
     let started = forked.prepared().await?;
-    Forked::executed(&forked.end).await?;
+    Forked::executed(&forked.end, std::time::Duration::ZERO).await?;
     name.keep(&started);
     Ok(started)
 }

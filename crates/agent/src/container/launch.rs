@@ -99,12 +99,12 @@ impl Forked {
         }
     }
 
-    /// Waits until it has become the user's program, or has failed to, which then is its own end.
+    /// Waits until it has become the user's program, or has failed to, which then is its own end. `patience` is how long its hooks may take.
     ///
     /// # Errors
     /// When neither happens in time, or it reports a failure.
-    pub async fn executed(end: &AgentEnd) -> Result<(), Fault> {
-        match within(EXECUTE_DEADLINE, "the execution of the program", end.next()).await? {
+    pub async fn executed(end: &AgentEnd, patience: Duration) -> Result<(), Fault> {
+        match within(EXECUTE_DEADLINE + patience, "the execution of the program", end.next()).await? {
             Message::Failed(fault) => Err(fault),
             _ => Ok(()),
         }

@@ -25,6 +25,7 @@ mod create;
 mod device_cgroup;
 mod devices;
 mod exec;
+mod hooks;
 mod in_root;
 mod launch;
 mod lookup;
@@ -100,6 +101,8 @@ pub struct Container {
     unstarted: RefCell<Option<AgentEnd>>,
     /// What of the host is bound into it.
     shared: Vec<PathBuf>,
+    /// How long its hooks may take.
+    patience: std::time::Duration,
     paused: Cell<bool>,
     execs: RefCell<HashMap<String, Option<Rc<Process>>>>,
     /// The storages that go with it.

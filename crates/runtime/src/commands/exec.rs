@@ -135,9 +135,8 @@ fn detached(
     let waiting = shim::start(job)?;
     // Kept until the shim has taken over, so that somebody waits for the process at every moment.
     let running = client.exec(name, process, theirs)?;
-    let stands = waiting
-        .go()
-        .and_then(|pid| args.pid_file.as_deref().map_or(Ok(()), |path| shim::write_pid_file(path, pid)));
+    let stands =
+        waiting.go().and_then(|pid| args.pid_file.as_deref().map_or(Ok(()), |path| shim::write_pid_file(path, pid)));
     drop(running);
     if let Err(error) = stands {
         kill(client, name);

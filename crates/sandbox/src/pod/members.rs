@@ -1,6 +1,6 @@
 //! What a sandbox remembers of each container, and how it takes that away again.
 
-use std::{os::fd::OwnedFd, path::Path};
+use std::{os::fd::OwnedFd, path::Path, time::Duration};
 
 use agent_api::CONTAINER_NAMESPACE;
 use hypervisor::Disk;
@@ -19,6 +19,8 @@ pub(super) struct Member {
     pub(super) disks: Vec<String>,
     /// What it may use.
     pub(super) limits: Limits,
+    /// How long the hooks before its program may take.
+    pub(super) patience: Duration,
     /// Whether its process ids are others' too.
     shares_pids: bool,
     /// For a pod's sandbox container: tells its end.

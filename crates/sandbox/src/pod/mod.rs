@@ -37,6 +37,7 @@ use self::{members::Member, network::PodNetwork, size::Size};
 pub use crate::machine::relay::{Io, Sink, Source};
 use crate::{
     Error, Result,
+    hooks::Point,
     journal::Journal,
     machine::{
         CALL_DEADLINE, Ending, Machine, Observer,
@@ -219,6 +220,11 @@ impl Sandbox {
         self.watch_volumes(&parts.volumes);
         parts.read_volumes()?;
         let connected = relay::connect(self.machine.opener(), io, || self.machine.token())?;
+        let patience =
+            parts.spec.hooks().as_ref().map(|hooks| Point::StartContainer.patience(hooks)).unwrap_or_default();
+        if let Some(member) = self.members.borrow_mut().get_mut(id) {
+            member.patience = patience;
+        }
         let create = CreateContainer {
             id: id.into(),
             spec: parts.spec,
@@ -227,10 +233,12 @@ impl Sandbox {
             start,
             storages: parts.storages,
             disks: parts.devices,
+            told: parts.told,
         };
         let step = if start { "run the container" } else { "create the container" };
         let request = Request::CreateContainer(Box::new(create));
-        self.machine.start_process(step, (id, None), &request, connected.input, CREATE_DEADLINE).await
+        let deadline = CREATE_DEADLINE + if start { patience } else { Duration::ZERO };
+        self.machine.start_process(step, (id, None), &request, connected.input, deadline).await
     }
 
     /// Enters a pod's sandbox container, which has no process in the guest. It ends by [`Sandbox::signal`].
@@ -258,7 +266,12 @@ impl Sandbox {
         if self.is_pause(container) {
             return Ok(());
         }
-        self.machine.done("start the container", &Request::StartContainer { container: container.into() }).await?;
+        let patience = self.members.borrow().get(container).map(|member| member.patience).unwrap_or_default();
+        let (step, request) = ("start the container", Request::StartContainer { container: container.into() });
+        match self.machine.call_within(step, &request, CALL_DEADLINE + patience).await? {
+            (Reply::Done, _) => {}
+            (other, _) => return Err(out_of_turn(step, &other)),
+        }
         self.timeline.borrow_mut().mark("container-started");
         Ok(())
     }
