@@ -20,6 +20,7 @@ use crate::{
     Error, Result,
     bundle::{Bundle, MountSource},
     files,
+    pod::HostCpus,
 };
 
 /// A file or directory of the host that the guest shall see. Its descriptor travels beside it.
@@ -62,6 +63,9 @@ pub(crate) struct Parts {
     pub(crate) storages: Vec<Storage>,
     pub(crate) devices: Vec<DiskDevice>,
     pub(crate) volumes: Vec<FileVolume>,
+    /// Where on the host it may run.
+    #[serde(default)]
+    pub(crate) cpus: Option<HostCpus>,
 }
 
 impl Parts {
@@ -135,6 +139,7 @@ impl Prepared {
                 storages: Vec::new(),
                 devices: Vec::new(),
                 volumes: Vec::new(),
+                cpus: None,
             },
             trees: Vec::new(),
             disks: Vec::new(),
@@ -284,6 +289,13 @@ impl Prepared {
             })?);
         }
         linux.set_seccomp(None);
+        if let Some(resources) = linux.resources_mut() {
+            self.parts.cpus = HostCpus::take(resources).map_err(|problem| Error::Bundle {
+                file: bundle.dir.join("config.json"),
+                field: "linux.resources.cpu.cpus".into(),
+                problem,
+            })?;
+        }
         // The host's cgroup path says nothing in the guest, where the agent names its own.
         linux.set_cgroups_path(None);
         if let Some(namespaces) = linux.namespaces_mut() {
