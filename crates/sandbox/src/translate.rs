@@ -21,6 +21,7 @@ use crate::{
     bundle::{Bundle, MountSource},
     files,
     hooks::{Point, Told},
+    pod::HostCpus,
 };
 
 /// A file or directory of the host that the guest shall see. Its descriptor travels beside it.
@@ -66,6 +67,9 @@ pub(crate) struct Parts {
     /// What hooks in the container are told.
     #[serde(default)]
     pub(crate) told: Option<String>,
+    /// Where on the host it may run.
+    #[serde(default)]
+    pub(crate) cpus: Option<HostCpus>,
 }
 
 impl Parts {
@@ -140,6 +144,7 @@ impl Prepared {
                 devices: Vec::new(),
                 volumes: Vec::new(),
                 told: None,
+                cpus: None,
             },
             trees: Vec::new(),
             disks: Vec::new(),
@@ -303,6 +308,13 @@ impl Prepared {
             })?);
         }
         linux.set_seccomp(None);
+        if let Some(resources) = linux.resources_mut() {
+            self.parts.cpus = HostCpus::take(resources).map_err(|problem| Error::Bundle {
+                file: bundle.dir.join("config.json"),
+                field: "linux.resources.cpu.cpus".into(),
+                problem,
+            })?;
+        }
         // The host's cgroup path says nothing in the guest, where the agent names its own.
         linux.set_cgroups_path(None);
         if let Some(namespaces) = linux.namespaces_mut() {

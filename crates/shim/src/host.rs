@@ -110,7 +110,8 @@ struct Hosted {
     dir: StateDir,
     /// Of the container that the machine was booted for: its disks are in it from the start.
     first: RefCell<Option<Prepared>>,
-    cgroup: RefCell<Option<HostCgroup>>,
+    /// In the order in which they were entered.
+    cgroups: RefCell<Vec<HostCgroup>>,
     /// It is one container's.
     alone: bool,
     origin: Arc<Origin>,
@@ -152,7 +153,7 @@ impl Hosted {
         let hooks = bundle.as_ref().and_then(|bundle| Hooks::of(&origin, &boot.sandbox, bundle));
         let id = boot.sandbox.clone();
         let dir = store.reserve(&id)?;
-        let mut cgroup = None;
+        let mut cgroups = Vec::new();
         let booted = async {
             let mut state = match &bundle {
                 Some(bundle) => launch::initial_state(&boot.sandbox, bundle),
@@ -171,7 +172,12 @@ impl Hosted {
                 // They may be what brings the interfaces that the machine is booted with.
                 hooks.creating().await?;
             }
-            cgroup = enter_cgroup(&spec, &journal);
+            let shims = boot.options.shim_cgroup.as_deref();
+            if let Some(path) = shims {
+                // It is left for the pod's while the machine is started; that it can be entered is found out before.
+                cgroups.push(enter_cgroup(path, &journal)?);
+            }
+            cgroups.extend(enter_cgroup_of_pod(&spec, &journal));
             let observer = Rc::new(Watcher {
                 journal: journal.clone(),
                 out_of_memory: boot.out_of_memory,
@@ -190,6 +196,7 @@ impl Hosted {
                 begun_ns,
             };
             let sandbox = pod::Sandbox::boot(birth).await?;
+            cgroups.extend(shims.and_then(|path| warned(path, enter_cgroup(path, sandbox.journal()))));
             sandbox.listen();
             tell_times(&sandbox);
             if !alone && let Err(error) = sandbox.forward_ports() {
@@ -205,13 +212,13 @@ impl Hosted {
                 plan,
                 dir,
                 first: first.into(),
-                cgroup: cgroup.into(),
+                cgroups: cgroups.into(),
                 alone,
                 origin,
                 hooks: RefCell::new(hooks.map(|hooks| (id, hooks)).into_iter().collect()),
             }),
             Err(error) => {
-                remove(&dir, cgroup).unwrap_or_else(|error| log::warn(&error.chain()));
+                remove(&dir, cgroups).unwrap_or_else(|error| log::warn(&error.chain()));
                 if let Some(hooks) = hooks {
                     hooks.gone().await;
                 }
@@ -302,10 +309,18 @@ fn limits_of_pod(annotations: &HashMap<String, String>) -> Limits {
 }
 
 /// Moves this process, and so the machine, to where the pod is accounted for. Where that cannot be the pod runs nevertheless.
-fn enter_cgroup(spec: &Spec, journal: &Journal) -> Option<HostCgroup> {
+fn enter_cgroup_of_pod(spec: &Spec, journal: &Journal) -> Option<HostCgroup> {
     let path = spec.linux().as_ref()?.cgroups_path().clone()?;
-    let entered = HostCgroup::enter(&path, &mut |made| journal.update(|state| state.cgroups.insert(0, made.into())));
+    warned(&path, enter_cgroup(&path, journal))
+}
+
+fn warned(path: &Path, entered: Result<HostCgroup>) -> Option<HostCgroup> {
     entered.inspect_err(|error| log::warn(&format!("enter the cgroup {}: {}", path.display(), error.chain()))).ok()
+}
+
+fn enter_cgroup(path: &Path, journal: &Journal) -> Result<HostCgroup> {
+    let mut made = |made: &Path| journal.update(|state| state.cgroups.insert(0, made.into()));
+    Ok(HostCgroup::enter(path, &mut made)?)
 }
 
 /// What the containers of a pod share, as its sandbox container's configuration has it.
@@ -320,10 +335,8 @@ fn shared_by(spec: &Spec) -> Pod {
 }
 
 /// Removes a state directory whose sandbox this process has ended.
-fn remove(dir: &StateDir, cgroup: Option<HostCgroup>) -> Result<()> {
-    if let Some(mut cgroup) = cgroup {
-        cgroup.leave();
-    }
+fn remove(dir: &StateDir, mut cgroups: Vec<HostCgroup>) -> Result<()> {
+    cgroups.iter_mut().rev().for_each(HostCgroup::leave);
     // Purging kills whoever hosts the sandbox, which is this process.
     if let Ok(mut state) = dir.load() {
         state.daemon = None;
@@ -426,7 +439,7 @@ impl Sandbox for Hosted {
     fn stop(&self) -> Local<'_, Result<()>> {
         Box::pin(async {
             self.sandbox.stop().await;
-            remove(&self.dir, self.cgroup.take())
+            remove(&self.dir, self.cgroups.take())
         })
     }
 }

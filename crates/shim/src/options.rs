@@ -19,6 +19,8 @@ pub struct Options {
     pub config_path: Option<PathBuf>,
     /// The caller manages cgroups by systemd, so a container's `cgroupsPath` is in its form.
     pub systemd_cgroup: bool,
+    /// The control group of the shim's own process; the machine stays in the pod's.
+    pub shim_cgroup: Option<PathBuf>,
 }
 
 impl Options {
@@ -39,7 +41,8 @@ impl Options {
             let (key, value) = line.split_once('=').map_or((line, ""), |(key, value)| (key.trim(), value.trim()));
             match (key, value) {
                 ("SystemdCgroup", "true" | "false") => self.systemd_cgroup = value == "true",
-                ("ConfigPath" | "TypeUrl", "\"\"" | "''") => {}
+                ("ConfigPath" | "TypeUrl" | "ShimCgroup", "\"\"" | "''") => {}
+                ("ShimCgroup", _) => self.shim_cgroup = group(value.trim_matches(['"', '\'']))?,
                 _ => {
                     return Err(Error::Invalid(format!(
                         "runtime option {key:?} in containerd's configuration is not known; put the runtime's own \
@@ -114,18 +117,24 @@ fn of_runc(bytes: &[u8]) -> Result<Options> {
     if !options.binary_name.is_empty() && options.binary_name != "runc" {
         return refuse("BinaryName", "no OCI runtime is called, the container is in a virtual machine");
     }
-    if !options.shim_cgroup.is_empty() {
-        return refuse("ShimCgroup", "the shim is in the pod's cgroup, which is where its machine counts");
-    }
-    if options.io_uid != 0 || options.io_gid != 0 {
-        return refuse("IoUid and IoGid", "a container's pipes are the guest's");
-    }
     if !options.criu_image_path.is_empty() || !options.criu_work_path.is_empty() {
         return refuse("CriuImagePath and CriuWorkPath", "checkpoints are not supported");
     }
     // TaskApiAddress is where containerd 2 has found the Task service of a pod that it made by the Sandbox service: here.
     // NoPivotRoot, NoNewKeyring and Root are about runc's own doings and change nothing that a container could see here.
-    Ok(Options { systemd_cgroup: options.systemd_cgroup, ..Options::default() })
+    // IoUid and IoGid say whose a container's pipes shall be: in the guest they are always its user's.
+    let shim_cgroup = group(&options.shim_cgroup)?;
+    Ok(Options { systemd_cgroup: options.systemd_cgroup, shim_cgroup, ..Options::default() })
+}
+
+/// The option ShimCgroup, a path below each hierarchy.
+fn group(path: &str) -> Result<Option<PathBuf>> {
+    if !path.is_empty() && (!path.starts_with('/') || path.split('/').any(|part| part == "..")) {
+        return Err(Error::Invalid(format!(
+            "runtime option ShimCgroup is {path:?}; an absolute path without \"..\" is expected, which is taken below each hierarchy"
+        )));
+    }
+    Ok((!path.is_empty()).then(|| path.into()))
 }
 
 /// What the clients of containerd 1.6 and 1.7 send to every runtime but runc's, `ctr run --no-pivot` for one: options of a runtime that
@@ -133,24 +142,26 @@ fn of_runc(bytes: &[u8]) -> Result<Options> {
 fn of_linux(bytes: &[u8]) -> Result<Options> {
     let name = "containerd.linux.runc.CreateOptions";
     let failed = |error| unreadable(name, &error);
+    let mut options = Options::default();
     let mut input = CodedInputStream::from_bytes(bytes);
     while let Some(tag) = input.read_raw_tag_or_eof().map_err(failed)? {
+        if let (9, Some(WireType::LengthDelimited)) = (tag >> 3, WireType::new(tag & 7)) {
+            options.shim_cgroup = group(&input.read_string().map_err(failed)?)?;
+            continue;
+        }
         let asks = match WireType::new(tag & 7) {
             Some(WireType::Varint) => input.read_uint64().map_err(failed)? != 0,
             Some(WireType::LengthDelimited) => !input.read_bytes().map_err(failed)?.is_empty(),
             _ => true,
         };
         let option = match tag >> 3 {
-            // NoPivotRoot, Terminal and NoNewKeyring: about runc's own doings, or said elsewhere too.
-            1 | 4 | 8 => continue,
+            // NoPivotRoot, Terminal and NoNewKeyring: about runc's own doings, or said elsewhere too. IoUid and IoGid as above.
+            1 | 4 | 8 | 10 | 11 => continue,
             2 => "OpenTcp",
             3 => "ExternalUnixSockets",
             5 => "FileLocks",
             6 => "EmptyNamespaces",
             7 => "CgroupsMode",
-            9 => "ShimCgroup",
-            10 => "IoUid",
-            11 => "IoGid",
             12 => "CriuWorkPath",
             13 => "CriuImagePath",
             _ => "of a number that is not known",
@@ -159,7 +170,7 @@ fn of_linux(bytes: &[u8]) -> Result<Options> {
             return Err(Error::Invalid(format!("runtime option {option} of {name} is not supported; leave it out")));
         }
     }
-    Ok(Options::default())
+    Ok(options)
 }
 
 #[cfg(test)]
@@ -169,10 +180,33 @@ mod tests {
     #[test]
     fn options_of_the_dropped_runtime_are_tolerated_when_they_say_nothing() {
         let name = "containerd.linux.runc.CreateOptions";
-        // no_pivot_root and no_new_keyring set; io_uid 0.
-        assert_eq!(Options::from_any(&any(name, &[0x08, 1, 0x40, 1, 0x50, 0])).unwrap(), Options::default());
-        let refused = Options::from_any(&any(name, &[0x4a, 2, b'/', b'a'])).unwrap_err();
-        assert!(refused.to_string().contains("ShimCgroup"), "{refused}");
+        // no_pivot_root and no_new_keyring set; io_uid 1000.
+        assert_eq!(Options::from_any(&any(name, &[0x08, 1, 0x40, 1, 0x50, 0xe8, 7])).unwrap(), Options::default());
+        let refused = Options::from_any(&any(name, &[0x62, 2, b'/', b'a'])).unwrap_err();
+        assert!(refused.to_string().contains("CriuWorkPath"), "{refused}");
+    }
+
+    #[test]
+    fn the_shim_s_cgroup_is_read_from_every_form() {
+        let mut runc = oci::Options::new();
+        runc.shim_cgroup = "/shims/a".into();
+        let mut table = vec![0x1a, 0];
+        table.extend(b"ShimCgroup = \"/shims/a\"\n");
+        table[1] = u8::try_from(table.len() - 2).unwrap();
+        let mut dropped = vec![0x4a, 8];
+        dropped.extend(b"/shims/a");
+        for (name, value) in [
+            ("containerd.runc.v1.Options", runc.write_to_bytes().unwrap()),
+            ("runtimeoptions.v1.Options", table),
+            ("containerd.linux.runc.CreateOptions", dropped),
+        ] {
+            assert_eq!(Options::from_any(&any(name, &value)).unwrap().shim_cgroup, Some("/shims/a".into()), "{name}");
+        }
+        for bad in ["shims", "/../shims"] {
+            runc.shim_cgroup = bad.into();
+            let refused = Options::from_any(&any("containerd.runc.v1.Options", &runc.write_to_bytes().unwrap()));
+            assert!(refused.unwrap_err().to_string().contains("ShimCgroup"), "{bad}");
+        }
     }
 
     fn any(name: &str, value: &[u8]) -> Any {

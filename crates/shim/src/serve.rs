@@ -92,7 +92,7 @@ async fn run(
     publisher: Publisher,
     address: &Address,
 ) -> Result<()> {
-    let (desk, jobs) = Desk::new();
+    let (desk, mut jobs) = Desk::new();
     let (out_of_memory, victims) = mpsc::unbounded_channel();
     let sandbox = settings.sandbox.clone();
     let pod = Pod::new(settings, booter, publisher, out_of_memory);
@@ -103,7 +103,9 @@ async fn run(
         .register_service(sandbox_service(&desk));
     server.start().await.map_err(|e| Error::rpc("serve containerd", e))?;
     let monitor = Monitor::open(&pod, &sandbox).map_err(|error| log::warn(&error.chain())).ok();
-    let served = work(&pod, jobs, victims).await;
+    let served = work(&pod, &mut jobs, victims).await;
+    let by_signal = matches!(served, Ok(End::Signal));
+    let _unanswered = by_signal.then_some(jobs);
     drop(monitor);
     // Whoever looks for this pod's shim from now on shall start a new one.
     address.remove();
@@ -114,18 +116,28 @@ async fn run(
         seconds: STOP_DEADLINE.as_secs(),
     }));
     pod.close(EVENTS_DEADLINE).await;
-    if let Err(error) = server.shutdown().await {
+    // What was asked since a signal is not answered: an answer would be an error to containerd, the end of the connection is to it the end
+    // of the task.
+    if !by_signal && let Err(error) = server.shutdown().await {
         log::debug(&format!("stop serving: {error}"));
     }
     served.and(stopped)
 }
 
+/// Why the shim ends.
+enum End {
+    /// containerd asked for it.
+    Asked,
+    /// Somebody who took its process for the task's, or who ends all processes of the host.
+    Signal,
+}
+
 /// Does what is asked, until the shim is to end.
 async fn work(
     pod: &Rc<Pod>,
-    mut jobs: mpsc::UnboundedReceiver<Job>,
+    jobs: &mut mpsc::UnboundedReceiver<Job>,
     mut victims: mpsc::UnboundedReceiver<String>,
-) -> Result<()> {
+) -> Result<End> {
     let signals = |kind| signal(kind).map_err(|e| Error::io("listen to signals", e));
     let (mut term, mut int) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
     let mut left = std::pin::pin!(pod.left());
@@ -133,11 +145,11 @@ async fn work(
         tokio::select! {
             Some(job) = jobs.recv() => drop(tokio::task::spawn_local(job(pod.clone()))),
             Some(container) = victims.recv() => pod.out_of_memory(&container),
-            () = &mut left => return Ok(()),
+            () = &mut left => return Ok(End::Asked),
             _ = term.recv() => break,
             _ = int.recv() => break,
         }
     }
     log::info("ended by a signal");
-    Ok(())
+    Ok(End::Signal)
 }

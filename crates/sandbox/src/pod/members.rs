@@ -7,7 +7,7 @@ use hypervisor::Disk;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use tokio::sync::watch;
 
-use super::{Limits, Sandbox};
+use super::{HostCpus, Limits, Sandbox};
 use crate::{Error, Result, machine::Outcome, translate::DiskFile};
 
 /// One container.
@@ -21,6 +21,8 @@ pub(super) struct Member {
     pub(super) limits: Limits,
     /// How long the hooks before its program may take.
     pub(super) patience: Duration,
+    /// Where on the host it may run, unless that is everywhere.
+    pub(super) cpus: Option<HostCpus>,
     /// Whether its process ids are others' too.
     shares_pids: bool,
     /// For a pod's sandbox container: tells its end.
@@ -29,12 +31,12 @@ pub(super) struct Member {
 
 impl Sandbox {
     /// Takes a name for a container.
-    pub(super) fn admit(&self, id: &str, limits: Limits) -> Result<()> {
+    pub(super) fn admit(&self, id: &str, limits: Limits, cpus: Option<HostCpus>) -> Result<()> {
         let mut members = self.members.borrow_mut();
         if members.contains_key(id) {
             return Err(Error::State(format!("a container {id:?} exists already in this sandbox")));
         }
-        members.insert(id.into(), Member { limits, ..Member::default() });
+        members.insert(id.into(), Member { limits, cpus, ..Member::default() });
         Ok(())
     }
 
@@ -95,6 +97,11 @@ impl Sandbox {
             {
                 eprintln!("{}", crate::error::chain(&error));
             }
+        }
+        if !self.is_dead()
+            && let Err(error) = self.pin()
+        {
+            eprintln!("{}", crate::error::chain(&error));
         }
         for share in member.shares {
             if let Err(error) = self.shared.detach(Path::new(&share)) {

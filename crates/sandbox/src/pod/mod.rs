@@ -20,6 +20,7 @@
 mod forward;
 mod members;
 mod network;
+mod pinning;
 mod size;
 mod volumes;
 
@@ -32,8 +33,9 @@ use devices::share::{Access, SharedDir};
 use oci_spec::runtime::{LinuxResources, Process};
 use tokio::sync::Mutex;
 
+pub(crate) use self::pinning::HostCpus;
 pub use self::size::{Demand, Limits};
-use self::{members::Member, network::PodNetwork, size::Size};
+use self::{members::Member, network::PodNetwork, pinning::Pinning, size::Size};
 pub use crate::machine::relay::{Io, Sink, Source};
 use crate::{
     Error, Result,
@@ -86,6 +88,7 @@ pub struct Sandbox {
     size: Size,
     /// Held while the machine's size changes.
     sizing: Mutex<()>,
+    pinning: Pinning,
 }
 
 impl Sandbox {
@@ -133,6 +136,7 @@ impl Sandbox {
             network: Mutex::new(network),
             size: Size::new(demand),
             sizing: Mutex::new(()),
+            pinning: Pinning::default(),
         });
         let settled = sandbox.settle(pod).await;
         if settled.is_err() {
@@ -190,7 +194,7 @@ impl Sandbox {
     pub async fn create(self: &Rc<Self>, id: &str, prepared: Prepared, io: Io, start: bool) -> Result<u32> {
         let limits = Limits::of(&prepared.parts.spec);
         limits.check()?;
-        self.admit(id, limits)?;
+        self.admit(id, limits, prepared.parts.cpus.clone())?;
         let created = self.create_member(id, prepared, io, start).await;
         match created {
             Ok(guest_pid) => {
@@ -208,6 +212,7 @@ impl Sandbox {
         let Prepared { mut parts, trees, disks } = prepared;
         self.choose_pids(id, &mut parts.spec)?;
         self.fit().await?;
+        self.pin()?;
         self.timeline.borrow_mut().mark("machine-fits");
         self.plug_disks(id, &parts.disks, disks).await?;
         for (share, tree) in parts.shares.iter().zip(trees) {
@@ -246,7 +251,7 @@ impl Sandbox {
     /// # Errors
     /// When the name is taken.
     pub fn create_pause(&self, id: &str) -> Result<()> {
-        self.admit(id, Limits::default())?;
+        self.admit(id, Limits::default(), None)?;
         let told = self.machine.watch_process(id, None);
         if let Some(member) = self.members.borrow_mut().get_mut(id) {
             member.pause = Some(told);
@@ -387,10 +392,12 @@ impl Sandbox {
     ///
     /// # Errors
     /// What the guest says.
-    pub async fn update(&self, container: &str, resources: LinuxResources) -> Result<()> {
+    pub async fn update(&self, container: &str, mut resources: LinuxResources) -> Result<()> {
         if self.is_pause(container) {
             return Ok(());
         }
+        let cpus = HostCpus::take(&mut resources)
+            .map_err(|problem| Error::State(format!("linux.resources.cpu.cpus {problem}")))?;
         let had = self.members.borrow().get(container).map(|member| member.limits).unwrap_or_default();
         let wants = had.changed(&resources);
         wants.check()?;
@@ -409,7 +416,8 @@ impl Sandbox {
         };
         set(if changed.is_ok() { wants } else { had });
         let fitted = self.fit().await;
-        changed.and(fitted)
+        changed.and(fitted)?;
+        if cpus.is_some() { self.pin_member(container, cpus) } else { Ok(()) }
     }
 
     /// The end of a process, to be waited for ([`ended`](crate::machine::ended)).

@@ -1,13 +1,14 @@
 //! What a pod may use: at its start, changed while it runs, and what happens beyond.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{Read, Write},
     os::{fd::AsRawFd, unix::net::UnixStream},
 };
 
 use engines::{
-    Containerd, Handler, cases,
+    Containerd, Handler, Version, cases, compare_configured,
     cri::{Node, Pod},
 };
 use serde_json::{Value, json};
@@ -18,6 +19,7 @@ cases!(
     limits_of_containers,
     limits_of_the_pod,
     an_update_in_place,
+    processors_of_the_host,
     out_of_memory,
     more_than_the_host_has,
     annotations_that_are_not_enabled,
@@ -108,6 +110,91 @@ fn an_update_in_place(engine: &Containerd, handler: Handler) -> Value {
     pod.remove();
     assert_eq!(seen, ["2726297600\n200000\n", "100663296\n25000\n"]);
     json!([seen, status["resources"]["linux"]["memory_limit_in_bytes"]])
+}
+
+/// Where the kernel lets a container run: its process, or every thread of the machine that it is in.
+fn allowed(engine: &Containerd, handler: Handler, node: &Node<'_>, container: &str) -> BTreeSet<String> {
+    let of = |status: &str| {
+        let mut lines = status.lines().filter_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        lines.next().unwrap_or_default().trim().to_owned()
+    };
+    if !handler.is_kata() {
+        return [of(&node.sh(container, "cat /proc/self/status"))].into();
+    }
+    let machines = engine.host.processes_with("qemu-system");
+    assert_eq!(machines.len(), 1, "{machines:?}");
+    let threads = fs::read_dir(engine.host.seen(format!("/proc/{}/task", machines[0]))).unwrap();
+    threads.flatten().map(|thread| of(&fs::read_to_string(thread.path().join("status")).unwrap())).collect()
+}
+
+fn processors_of_the_host(engine: &Containerd, handler: Handler) -> Value {
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
+    let Some(last) = online.trim().rsplit(['-', ',']).next().filter(|last| *last != "0") else {
+        eprintln!("skipped: this machine has one processor");
+        return Value::Null;
+    };
+    let node = Node::new(engine, handler);
+    let pod = node.pod("kept", &PLAIN);
+    let at = |cpus: &str| json!({"linux": {"resources": {"cpuset_cpus": cpus}}});
+    let main = pod.idle("main", &at(last));
+    let mut seen = vec![allowed(engine, handler, &node, &main)];
+    node.ok("UpdateContainerResources", &json!({"container_id": main, "linux": at("0")["linux"]["resources"]}));
+    seen.push(allowed(engine, handler, &node, &main));
+    assert_eq!(seen, [[last.to_owned()].into(), ["0".to_owned()].into()]);
+    // One that the machine does not have is refused, and changes nothing.
+    let refused = pod.create("nowhere", &["true"], &at("1000"));
+    let failure = node.call("StartContainer", &json!({"container_id": refused})).unwrap_err();
+    node.remove(&refused);
+    let wrong = json!({"container_id": main, "linux": at("1000")["linux"]["resources"]});
+    node.call("UpdateContainerResources", &wrong).unwrap_err();
+    assert_eq!(allowed(engine, handler, &node, &main), ["0".to_owned()].into());
+    if handler.is_kata() {
+        assert!(failure.message.contains("names processor 1000"), "{failure}");
+        // The machine runs where any of its containers may.
+        let other = pod.idle("other", &at(last));
+        let both = allowed(engine, handler, &node, &main);
+        assert!(both.len() == 1 && !both.contains("0") && !both.contains(last), "{both:?}");
+        node.stop(&other, 10);
+        node.remove(&other);
+        assert_eq!(allowed(engine, handler, &node, &main), ["0".to_owned()].into());
+        // A container of no place may run everywhere.
+        pod.idle("free", &PLAIN);
+        assert!(!allowed(engine, handler, &node, &main).contains("0"));
+    }
+    pod.remove();
+    json!(seen)
+}
+
+/// The option ShimCgroup: the shim leaves the pod's control group, the machine stays. A name of this test alone, since nobody else removes it.
+#[test]
+fn the_shim_has_a_cgroup_of_its_own() {
+    let options = r#"plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata.options"#;
+    let settings = format!("[{options}]\n  ShimCgroup = \"/{}/shim\"", shims());
+    compare_configured(Version::V1_7, &settings, "cri::limits::the_shim_has_a_cgroup_of_its_own", |engine, handler| {
+        if !handler.is_kata() {
+            return Value::Null;
+        }
+        let node = Node::new(engine, handler);
+        let pod = node.pod("apart", &PLAIN);
+        pod.idle("main", &PLAIN);
+        for (program, group) in [("containerd-shim-kata-v2 -", &*shims()), ("qemu-system", engine.host.name())] {
+            let found = engine.host.processes_with(program);
+            assert_eq!(found.len(), 1, "{program}: {found:?}");
+            let groups = fs::read_to_string(engine.host.seen(format!("/proc/{}/cgroup", found[0]))).unwrap();
+            // The last line is of version 2, which has no controllers where there is version 1.
+            let (with, all) = (groups.matches(&format!("/{group}")).count(), groups.lines().count());
+            assert!(with > 0 && with + 1 >= all, "{program} is in {groups}");
+        }
+        pod.remove();
+        wait_until("the shim's cgroup is removed", || {
+            engine.host.sh(&format!("find /sys/fs/cgroup -maxdepth 3 -name {}", shims())).is_empty()
+        });
+        Value::Null
+    });
+}
+
+fn shims() -> String {
+    format!("shims{}", std::process::id())
 }
 
 fn out_of_memory(engine: &Containerd, handler: Handler) -> Value {

@@ -20,6 +20,7 @@ cases!(
     statistics,
     containerd_comes_back,
     the_shim_is_killed,
+    the_pod_s_process_is_ended,
     twenty_at_once,
 );
 
@@ -287,6 +288,23 @@ fn the_shim_is_killed(engine: &Containerd, handler: Handler) -> Value {
     wait_until("the pod is not ready", || engines::cri::number(&pod.status()["state"]) == 1);
     pod.remove();
     json!([status["exit_code"], status["reason"]])
+}
+
+/// By its number, as whoever finds it in `crictl inspectp` does.
+fn the_pod_s_process_is_ended(engine: &Containerd, handler: Handler) -> Value {
+    let node = Node::new(engine, handler);
+    let pod = node.pod("signalled", &PLAIN);
+    pod.idle("main", &PLAIN);
+    let tell = || node.call("PodSandboxStatus", &json!({"pod_sandbox_id": pod.id, "verbose": true}));
+    let told = tell().unwrap();
+    let info: Value = serde_json::from_str(told["info"]["info"].as_str().unwrap()).unwrap();
+    // The first process of a namespace is spared SIGTERM unless it asked for it.
+    let signal = if handler.is_kata() { "TERM" } else { "KILL" };
+    engine.host.kill(signal, u32::try_from(info["pid"].as_u64().unwrap()).unwrap());
+    // It is told all the time while it ends.
+    wait_until("the pod is not ready", || engines::cri::number(&tell().unwrap()["status"]["state"]) == 1);
+    pod.remove();
+    Value::Null
 }
 
 fn twenty_at_once(engine: &Containerd, handler: Handler) -> Value {
