@@ -21,6 +21,7 @@
 
 pub mod frame;
 mod messages;
+pub mod names;
 pub mod network;
 pub mod statistics;
 pub mod storage;

@@ -124,6 +124,12 @@ pub enum RequestOf<S, P, R> {
         /// The port.
         port: u16,
     },
+    /// This stream carries what is asked of a resolver that listens on the host, at port 53 of an address that is the guest's own loopback in
+    /// the guest. Answered by [`Reply::Done`] once the agent listens there, and then by [`names`](crate::names), as long as the stream is open.
+    ServeNames {
+        /// The resolver's address, one of 127.0.0.0/8.
+        address: std::net::Ipv4Addr,
+    },
     /// Asks for figures of the guest and the agent. Answered by [`Reply::Metrics`].
     Metrics,
 }
@@ -151,6 +157,7 @@ impl<S, P, R> RequestOf<S, P, R> {
             Self::UpdateFiles { .. } => "update_files",
             Self::Events => "events",
             Self::Dial { .. } => "dial",
+            Self::ServeNames { .. } => "serve_names",
             Self::Metrics => "metrics",
         }
     }

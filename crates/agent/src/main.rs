@@ -17,7 +17,7 @@
 //! Each stream that the host opens is a call or a process's stdio (`agent-api`), answered in [`server`]. Stdio streams wait in [`tokens`] for
 //! the call that names them, and are pumped by [`io`].
 //!
-//! What containers share is the [`pod`]'s; file systems of the guest's own are in [`storage`]; CPUs and memory that are plugged come
+//! [`dial`] connects to the guest's ports, [`names`] stands in for a resolver of the host. What containers share is the [`pod`]'s; file systems of the guest's own are in [`storage`]; CPUs and memory that are plugged come
 //! [`online`]. [`events`] and [`metrics`] are what the host hears about the guest. Work that may block is put [`aside`].
 
 mod agent;
@@ -31,6 +31,7 @@ mod fault;
 mod io;
 mod log;
 mod metrics;
+mod names;
 mod network;
 mod online;
 mod pod;

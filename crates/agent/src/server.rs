@@ -12,7 +12,7 @@ use crate::fault::{fault, internal};
 use crate::io::BoxStream;
 use crate::log::chain;
 use crate::spec::Request;
-use crate::{boot, container, dial, online, pod, storage};
+use crate::{boot, container, dial, names, online, pod, storage};
 
 /// Serves every stream until the channel ends.
 pub async fn serve(agent: Rc<Agent>, mut acceptor: Acceptor) {
@@ -81,6 +81,10 @@ async fn call(agent: &Rc<Agent>, request: Request, stream: &mut BoxStream) -> Re
             dial::dial(port, stream).await?;
             Ok(None)
         }
+        Request::ServeNames { address } => {
+            names::serve(agent.log, address, stream).await?;
+            Ok(None)
+        }
         other => reply_to(agent, other, stream).await.map(Some),
     }
 }
@@ -88,7 +92,7 @@ async fn call(agent: &Rc<Agent>, request: Request, stream: &mut BoxStream) -> Re
 async fn reply_to(agent: &Rc<Agent>, request: Request, stream: &mut BoxStream) -> Result<Reply, Fault> {
     match request {
         Request::Hello(hello) => self::hello(agent, &hello).map(Reply::Hello),
-        Request::Attach { .. } | Request::Events | Request::Dial { .. } => {
+        Request::Attach { .. } | Request::Events | Request::Dial { .. } | Request::ServeNames { .. } => {
             Err(internal(format!("{} is no call that is answered once", request.name())))
         }
         Request::CreateContainer(request) => {

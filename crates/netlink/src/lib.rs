@@ -7,8 +7,10 @@
 //! * [`Message`] and [`attributes`] are the encoding, [`Socket`] the conversation.
 //! * [`route`] reads and changes links, addresses, routes and neighbours. A socket keeps working on the namespace it
 //!   was opened in, wherever its thread goes.
+//! * [`nat`] redirects what is sent to the loopback.
 
 mod message;
+pub mod nat;
 pub mod route;
 mod socket;
 mod sys;

@@ -3,14 +3,20 @@
 //! Port-forwarding engines enter the namespace and connect to its loopback, where nobody listens: the processes are
 //! in the guest. So connections to it, whatever their port, are redirected to a listener of ours, which learns where they were going.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::os::fd::AsFd;
 
+use netlink::nat::{Redirect, Table};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::error::Error;
-use crate::netfilter::Redirect;
 use crate::sys;
+
+/// The table's name.
+const TABLE: &str = "kata-forward";
+
+/// `IPPROTO_TCP`.
+const TCP: u8 = 6;
 
 /// Takes the TCP connections that are made in a namespace to its own loopback.
 #[derive(Debug)]
@@ -18,7 +24,7 @@ pub struct Forwarder {
     v4: TcpListener,
     /// Absent where the kernel or the namespace has no IPv6.
     v6: Option<TcpListener>,
-    _redirect: Redirect,
+    _redirect: Table,
 }
 
 impl Forwarder {
@@ -40,7 +46,13 @@ impl Forwarder {
             result => Some(result.map_err(failed())?),
         };
         let v6_port = v6.as_ref().map(port).transpose()?;
-        let redirect = Redirect::loopback_to(port(&v4)?, v6_port)?;
+        let to = |to: IpAddr, bytes, listener| Redirect { to, bytes, protocol: TCP, port: None, listener };
+        let mut redirects = vec![to(Ipv4Addr::LOCALHOST.into(), 1, port(&v4)?)];
+        redirects.extend(v6_port.map(|port| to(Ipv6Addr::LOCALHOST.into(), 16, port)));
+        let redirect = Table::redirect(TABLE, &redirects).map_err(Error::kernel(
+            "redirect with nf_tables (which the host's kernel needs)",
+            "connections to the pod's loopback",
+        ))?;
         Ok(Self { v4, v6, _redirect: redirect })
     }
 

@@ -16,6 +16,7 @@ pub mod docker;
 pub mod grpc;
 pub mod host;
 pub mod images;
+pub mod names;
 pub mod podman;
 pub mod proto;
 

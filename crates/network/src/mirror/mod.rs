@@ -95,6 +95,18 @@ impl Mirror {
         Ok(links.iter().any(|link| link.index == self.index && link.name == self.interface))
     }
 
+    /// Lets answers of name servers, to ports that [`own_ports`](crate::own_ports) has set apart, through to the namespace's own stack: a resolver that
+    /// listens there asks them. A macvtap has no filter that could.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn share_names(&mut self) -> Result<(), Error> {
+        match &mut self.undo {
+            Some(Undo { socket, redirection: Some(redirection), .. }) => redirection.share_names(socket),
+            _ => Ok(()),
+        }
+    }
+
     /// Tells the tap of another MTU of the interface.
     ///
     /// # Errors

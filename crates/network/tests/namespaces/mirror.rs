@@ -1,7 +1,7 @@
 //! Mirrors: a responder on the tap stands for the guest.
 
 use std::io::{Read, Write};
-use std::net::{TcpStream, UdpSocket};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -144,6 +144,76 @@ fn a_tap_with_filters_carries_everything_both_ways() {
 fn a_macvtap_carries_everything_both_ways() {
     let Some(world) = world() else { return };
     traffic_reaches_the_guest_and_nobody_else(&world, Model::Macvtap);
+}
+
+/// What a name server on the node says to somebody in the pod; nothing if its answer goes elsewhere.
+fn asked_in_the_pod(world: &World, server: &str, own_ports: bool) -> [bool; 2] {
+    world
+        .node
+        .run(|| {
+            let (udp, tcp) = (UdpSocket::bind(server).unwrap(), TcpListener::bind(server).unwrap());
+            let patience = Duration::from_millis(if own_ports { 2000 } else { 300 });
+            udp.set_read_timeout(Some(patience)).unwrap();
+            tcp.set_nonblocking(true).unwrap();
+            let ask = || {
+                if own_ports {
+                    network::own_ports().unwrap();
+                }
+                let any = if server.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
+                let socket = UdpSocket::bind(any).unwrap();
+                socket.connect(server).unwrap();
+                socket.set_read_timeout(Some(patience)).unwrap();
+                socket.send(b"name?").unwrap();
+                let datagram = socket.recv(&mut [0; 8]).is_ok();
+                [datagram, TcpStream::connect_timeout(&server.parse().unwrap(), patience).is_ok()]
+            };
+            std::thread::scope(|scope| {
+                let asked = scope.spawn(|| world.pod.run(ask).unwrap());
+                if let Ok((_, peer)) = udp.recv_from(&mut [0; 8]) {
+                    udp.send_to(b"answer", peer).unwrap();
+                }
+                asked.join().unwrap()
+            })
+        })
+        .unwrap()
+}
+
+#[test]
+fn answers_of_name_servers_reach_the_namespace_s_own_stack_when_that_is_asked_for() {
+    let Some(world) = world() else { return };
+    world.on_node(&["neigh replace fd09::2 lladdr 02:00:00:00:00:02 dev br0 nud permanent"]);
+    let mut mirror = mirrored(&world, "eth0", 1, Model::TcFilter).unwrap();
+    let servers = ["10.9.0.1:53", "[fd09::1]:53"];
+    for server in servers {
+        assert_eq!(asked_in_the_pod(&world, server, false), [false, false], "{server}");
+    }
+    mirror.share_names().unwrap();
+    // Its ports are the guest's still.
+    assert_eq!(asked_in_the_pod(&world, servers[0], false), [false, false]);
+    for server in servers {
+        assert_eq!(asked_in_the_pod(&world, server, true), [true, true], "{server}");
+    }
+    // Only what comes from port 53.
+    assert_eq!(asked_in_the_pod(&world, "10.9.0.1:54", true), [false, false]);
+    // What tells hardware addresses reaches the guest, too: here the answer to the pod's own stack.
+    let tap = &mirror.taps[0];
+    let wait = Timespec { tv_sec: 1, tv_nsec: 0 };
+    let mut told = false;
+    while !told && poll(&mut [PollFd::new(tap, PollFlags::IN)], Some(&wait)).unwrap() > 0 {
+        let mut frame = [0; 2048];
+        let length = rustix::io::read(tap, &mut frame).unwrap();
+        told = frame[..length][HEADER + 12..HEADER + 14] == [8, 6] && frame[HEADER + 21] == 2;
+    }
+    assert!(told, "no answer of ARP came to the guest");
+    mirror.undo().unwrap();
+    assert!(!world.shown("tc", "qdisc show dev eth0").contains("ingress"));
+    // In a qdisc that stays.
+    world.shown("tc", "qdisc add dev eth0 clsact");
+    let mut mirror = mirrored(&world, "eth0", 1, Model::TcFilter).unwrap();
+    mirror.share_names().unwrap();
+    mirror.undo().unwrap();
+    let left = world.shown("tc", "filter show dev eth0 ingress");
+    assert!(!left.contains("u32"), "{left}");
 }
 
 #[test]

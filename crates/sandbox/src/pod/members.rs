@@ -17,6 +17,8 @@ pub(super) struct Member {
     pub(super) shares: Vec<String>,
     /// Serial numbers of the disks that were plugged for it.
     pub(super) disks: Vec<String>,
+    /// Its `/etc/resolv.conf`, below the shared directory.
+    pub(super) resolver: Option<String>,
     /// What it may use.
     pub(super) limits: Limits,
     /// How long the hooks before its program may take.

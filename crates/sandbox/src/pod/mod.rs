@@ -19,12 +19,18 @@
 
 mod forward;
 mod members;
+mod names;
 mod network;
 mod pinning;
 mod size;
 mod volumes;
 
-use std::{cell::RefCell, collections::HashMap, rc::Rc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+    time::Duration,
+};
 
 use agent_api::{
     CreateContainer, Exec, ExitStatus, Pod, ProcessInfo, Reply, Request, WindowSize, frame, statistics::Statistics,
@@ -85,6 +91,8 @@ pub struct Sandbox {
     members: RefCell<HashMap<String, Member>>,
     volumes: RefCell<HashMap<String, volumes::Watch>>,
     network: Mutex<Option<PodNetwork>>,
+    /// The guest asks for names through the host.
+    names: Cell<bool>,
     size: Size,
     /// Held while the machine's size changes.
     sizing: Mutex<()>,
@@ -134,6 +142,7 @@ impl Sandbox {
             members: RefCell::default(),
             volumes: RefCell::default(),
             network: Mutex::new(network),
+            names: Cell::new(false),
             size: Size::new(demand),
             sizing: Mutex::new(()),
             pinning: Pinning::default(),
@@ -224,6 +233,10 @@ impl Sandbox {
         }
         self.watch_volumes(&parts.volumes);
         parts.read_volumes()?;
+        self.note_resolver(id, &parts.spec);
+        if start {
+            self.stand_in_for_resolver().await;
+        }
         let connected = relay::connect(self.machine.opener(), io, || self.machine.token())?;
         let patience =
             parts.spec.hooks().as_ref().map(|hooks| Point::StartContainer.patience(hooks)).unwrap_or_default();
@@ -267,10 +280,11 @@ impl Sandbox {
     ///
     /// # Errors
     /// What the guest says, e.g. that the program cannot be run.
-    pub async fn start(&self, container: &str) -> Result<()> {
+    pub async fn start(self: &Rc<Self>, container: &str) -> Result<()> {
         if self.is_pause(container) {
             return Ok(());
         }
+        self.stand_in_for_resolver().await;
         let patience = self.members.borrow().get(container).map(|member| member.patience).unwrap_or_default();
         let (step, request) = ("start the container", Request::StartContainer { container: container.into() });
         match self.machine.call_within(step, &request, CALL_DEADLINE + patience).await? {

@@ -33,9 +33,21 @@ pub(super) struct PodNetwork {
     told: Network,
     next: u32,
     watch: Option<Watch>,
+    /// A resolver in the namespace asks name servers outside.
+    names: bool,
 }
 
 impl PodNetwork {
+    /// Lets answers of name servers through to the namespace's own stack, on every interface that there is and that will be.
+    pub(super) fn share_names(&mut self) -> Result<()> {
+        network::own_ports()?;
+        self.names = true;
+        for plugged in self.plugged.values_mut() {
+            plugged.mirror.share_names()?;
+        }
+        Ok(())
+    }
+
     /// Mirrors the interfaces that there are. Gives the machine's first NICs.
     pub(super) fn open(model: Internetworking, vcpus: u32) -> Result<Option<(Self, Vec<Nic>)>> {
         let model = match model {
@@ -53,7 +65,8 @@ impl PodNetwork {
         let watch = Watch::open()?;
         let told = network::scan()?;
         let queues = vcpus.clamp(1, MOST_QUEUES) as u16;
-        let mut network = Self { model, queues, plugged: BTreeMap::new(), told, next: 0, watch: Some(watch) };
+        let mut network =
+            Self { model, queues, plugged: BTreeMap::new(), told, next: 0, watch: Some(watch), names: false };
         let names: Vec<String> = network.told.interfaces.iter().map(|interface| interface.name.clone()).collect();
         let nics = names.iter().map(|name| network.plug(name)).collect::<Result<_>>()?;
         Ok(Some((network, nics)))
@@ -62,6 +75,9 @@ impl PodNetwork {
     /// Gives an interface a tap, and the NIC that goes with it.
     fn plug(&mut self, name: &str) -> Result<Nic> {
         let mut mirror = network::mirror(name, self.queues, self.model)?;
+        if self.names {
+            mirror.share_names()?;
+        }
         let id = format!("net{}", self.next);
         self.next += 1;
         let nic = Nic {
@@ -111,7 +127,13 @@ impl Sandbox {
     ///
     /// # Errors
     /// When an interface cannot be passed on, or the guest refuses; what was passed on before stays.
-    pub async fn sync_network(&self) -> Result<()> {
+    pub async fn sync_network(self: &Rc<Self>) -> Result<()> {
+        self.sync_interfaces().await?;
+        self.stand_in_for_resolver().await;
+        Ok(())
+    }
+
+    async fn sync_interfaces(&self) -> Result<()> {
         let mut guard = self.network.lock().await;
         let Some(network) = &mut *guard else { return Ok(()) };
         let now = network::scan()?;

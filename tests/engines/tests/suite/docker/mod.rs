@@ -1,6 +1,7 @@
 //! `docker`: one container, one virtual machine.
 
 mod life;
+mod names;
 mod network;
 mod run;
 
