@@ -2,18 +2,24 @@
 # Runs containerd's own tests of a runtime through our staged shim and through runc's, after building them from Debian's source package
 # into CACHE/contest/VERSION. Go and the libraries that the source wants are unpacked beside it, not installed. apt checks every file
 # against the archive's signed lists. Building is quick when nothing is missing; can be interrupted and repeated.
-# Usage: contest.sh [build | run [client|cri]]: both unless named.
+# Usage: contest.sh [build | run [client|cri [TEST...]] | resume [client|cri]]: builds and runs both unless told otherwise; with names, only
+# those tests; resume leaves out what ended well before. What each came to is kept in target/tmp/contest.
 . "$(dirname "$0")/lib.sh"
 
 action=${1:-}
-[[ $action =~ ^(|build|run)$ && ${2:-} =~ ^(|client|cri)$ ]] || fail "usage: contest.sh [build | run [client|cri]]"
+[[ $action =~ ^(|build|run|resume)$ && ${2:-} =~ ^(|client|cri)$ && ($# -le 2 || $action = run) ]] ||
+    fail "usage: contest.sh [build | run [client|cri [TEST...]] | resume [client|cri]]"
 run() {
     [ "$action" != build ] || exit 0
     [ "$(id -u)" = 0 ] || fail "containerd's tests need root; run this as root"
     cd "$top"
-    exec cargo test -p engines --test contest -- --nocapture --test-threads 1 ${1:+--exact "$1"}
+    local suites=(client cri) IFS='|'
+    [ -z "${1:-}" ] || suites=("$1")
+    [ -z "${2:-}" ] || export KATA_CONTEST="^(${*:2})\$"
+    [ "$action" != resume ] || export KATA_CONTEST_RESUME=1
+    exec cargo test -p engines --test contest -- --nocapture --test-threads 1 --exact "${suites[@]}"
 }
-[ "$action" != run ] || run "${2:-}"
+[[ ! $action =~ ^(run|resume)$ ]] || run "${@:2}"
 
 suite=trixie
 wanted=1.7

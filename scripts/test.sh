@@ -36,6 +36,13 @@ engines() {
     cargo test -p engines --no-fail-fast -- --test-threads 2 2>&1 | tee -a "$log" || status=1
 }
 
+# containerd's own tests of a runtime, those of its client: `make contest` runs the CRI's, too, and the control with runc.
+contest() {
+    [ -z "${triple:-}" ] || local -x "CARGO_TARGET_${triple}_RUNNER=sudo -E"
+    "$top/scripts/contest.sh" build &&
+        KATA_ENGINES=kata cargo test -p engines --test contest -- --exact client 2>&1 | tee -a "$log" || status=1
+}
+
 if [ $# != 0 ]; then
     KATA_NO_SKIP=1 end_to_end "$@"
 else
@@ -45,6 +52,8 @@ else
     end_to_end
     say "container engines, through our shim beside runc's"
     engines
+    say "containerd's own tests, through our shim"
+    contest
 fi
 if [ $# = 0 ] && [ -z "${KATA_CONF_FILE:-}" ]; then
     say "guests to test in"

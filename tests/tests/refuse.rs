@@ -50,6 +50,10 @@ fn a_configuration_that_cannot_be_carried_out() {
         |c| c["linux"]["namespaces"].as_array_mut().unwrap().retain(|n| n["type"] != "network"),
         &["linux.namespaces", "the host's network"],
     );
+    refused_config(
+        |c| c["linux"]["resources"]["cpu"] = serde_json::json!({"cpus": "0,1000"}),
+        &["linux.resources.cpu.cpus", "processor 1000"],
+    );
 }
 
 #[test]

@@ -89,6 +89,15 @@ fn a_memory_limit_kills_what_exceeds_it() {
     assert!(!output.text().contains("209715200"), "{}", output.text());
 }
 
+/// The host's processor 0 and its memory are not the guest's, whose own the container sees.
+#[test]
+fn a_set_of_processors_is_the_host_s() {
+    let mut bundle = Bundle::sh("grep -c ^processor /proc/cpuinfo; nproc; cat /sys/fs/cgroup/cpuset.cpus");
+    bundle.edit(|config| config["linux"]["resources"]["cpu"] = serde_json::json!({"cpus": "0", "mems": "0"}));
+    let output = Runtime::kata().run(["run", "--bundle", bundle.arg(), "cpus"]);
+    assert_eq!((output.code, output.text().as_str()), (0, "1\n1\n\n"), "{}", output.stderr);
+}
+
 #[test]
 fn a_limit_on_processes_holds() {
     let mut bundle = Bundle::sh("for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 5 & done; wait");

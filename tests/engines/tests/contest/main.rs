@@ -3,30 +3,27 @@
 //! `scripts/contest.sh` builds the test programs and runs this. What passes with runc must pass with ours, unless
 //! `contest/left-out.txt` names it with a reason. A test that fails by itself with runc says nothing and is only told.
 //!
-//! `KATA_CONTEST=PATTERN` runs only the tests that a pattern of Go fits, `KATA_CONTEST_LOGS=DIRECTORY` keeps the output.
+//! `KATA_CONTEST=PATTERN` runs only the tests that a pattern of Go fits. What each test came to is kept while the tests run, with the output, in
+//! `KATA_CONTEST_LOGS=DIRECTORY` (`target/tmp/contest` unless told); `KATA_CONTEST_RESUME=1` runs only what did not end well there.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod cri;
+mod record;
 mod registry;
 mod results;
+mod session;
 
-use std::{
-    env, fs,
-    path::PathBuf,
-    process::Stdio,
-    time::{Duration, Instant},
+use std::{env, path::PathBuf};
+
+use engines::{Handler, host::Host};
+
+use crate::{
+    record::Record,
+    results::{LeftOut, Outcome, Outcomes},
 };
 
-use engines::{Handler, host::Host, images};
-
-use crate::results::{LeftOut, Outcome, Outcomes};
-
-/// How long all tests of a suite may take, and one that is repeated alone.
-const SUITE: Duration = Duration::from_secs(900);
-const ALONE: Duration = Duration::from_secs(120);
-
 /// A test program.
-struct Suite {
+pub struct Suite {
     name: &'static str,
     /// Starts what the program expects to be there, and gives the command.
     command: fn(&Host, Handler) -> Vec<String>,
@@ -75,24 +72,13 @@ fn cri() {
 fn run(suite: &Suite) {
     let left_out = LeftOut::read();
     let only = env::var("KATA_CONTEST").ok();
-    let mut all = Vec::new();
+    let mut wrong = Vec::new();
+    let mut all: Vec<(Handler, Outcomes)> = Vec::new();
     for handler in engines::handlers() {
-        let pattern = only.as_deref().unwrap_or(".");
-        let mut outcomes = execute(suite, handler, pattern, &left_out, SUITE);
-        // What went wrong among others, or did not have its turn, is repeated alone: the reference decides what there is to run.
-        let known: Vec<String> = match all.first() {
-            Some((_, control)) if only.is_none() => Outcomes::keys(control).cloned().collect(),
-            _ => outcomes.keys().cloned().collect(),
-        };
-        for name in known {
-            let well = matches!(outcomes.get(&name), Some(Outcome::Passed | Outcome::Skipped));
-            let expected = handler.is_kata() && left_out.reason(suite.name, &name).is_some();
-            if well || expected || only.is_some() {
-                continue;
-            }
-            outcomes.extend(execute(suite, handler, &format!("^{name}$"), &left_out, ALONE));
-        }
-        all.push((handler, outcomes));
+        let mut record = Record::open(suite.name, handler, only.as_deref());
+        let control = all.first().map(|(_, control)| control);
+        wrong.extend(execute(suite, handler, only.as_deref(), &left_out, control, &mut record));
+        all.push((handler, record.into_outcomes()));
     }
     let outcome_of = |handler: Handler, name: &str| {
         let outcomes = all.iter().find(|(of, _)| *of == handler)?;
@@ -101,95 +87,118 @@ fn run(suite: &Suite) {
     let mut names: Vec<&String> = all.iter().flat_map(|(_, outcomes)| outcomes.keys()).collect();
     names.sort();
     names.dedup();
-    let mut wrong = Vec::new();
-    println!("{:52} {:6} {:6}", suite.name, "runc", "kata");
+    let mut table = format!("{:52} {:6} {:6}\n", suite.name, "runc", "kata");
+    let mut line = |name: &str, runc: &str, kata: &str, note: &str| {
+        let line = format!("{name:52} {runc:6} {kata:6} {note}");
+        table += line.trim_end();
+        table.push('\n');
+    };
+    let mut excused = 0;
     for name in names {
         let [runc, kata] = [Handler::Runc, Handler::Kata].map(|handler| outcome_of(handler, name));
         let reason = left_out.reason(suite.name, name);
         let note = match (runc, kata, reason) {
-            (_, Some(Outcome::Passed), Some(_)) => "is left out, and passes: take it off the list".into(),
-            (_, _, Some(reason)) => format!("left out: {reason}"),
-            (Some(Outcome::Passed), Some(Outcome::Failed | Outcome::Skipped | Outcome::Unfinished), None) => {
+            (_, Some(Outcome::Passed), Some((_, false))) => {
+                wrong.push(format!("{name} is left out, and passes"));
+                "is left out, and passes: take it off the list".into()
+            }
+            (_, _, Some((reason, _))) => format!("left out: {reason}"),
+            (Some(Outcome::Passed), Some(Outcome::Failed | Outcome::Skipped | Outcome::Unfinished), None)
+            | (None, Some(Outcome::Failed | Outcome::Unfinished), None) => {
                 wrong.push(name.clone());
                 "WRONG".into()
             }
             _ => String::new(),
         };
+        excused += usize::from(kata.is_some_and(|outcome| outcome != Outcome::Passed) && reason.is_some());
         let [runc, kata] = [runc, kata].map(|outcome| outcome.map_or("-".into(), |outcome| outcome.to_string()));
-        println!("{name:52} {runc:6} {kata:6} {note}");
+        line(name, &runc, &kata, &note);
     }
-    for entry in left_out.untried(suite.name) {
-        println!("{:52} {:6} {:6} not run: {}", entry.name(), "-", "-", entry.reason);
+    for entry in left_out.untried(suite.name).filter(|_| only.is_none()) {
+        line(entry.name(), "-", "-", &format!("not run: {}", entry.reason));
     }
-    assert!(wrong.is_empty(), "what passes with runc's shim must pass with ours: {wrong:?}");
+    let passed = |outcomes: &Outcomes| outcomes.values().filter(|outcome| **outcome == Outcome::Passed).count();
+    let passed: Vec<String> =
+        all.iter().map(|(handler, outcomes)| format!("{} pass with {}", passed(outcomes), handler.name())).collect();
+    let (passed, wrong_ones) = (passed.join(", "), wrong.len());
+    table += &format!("{}: {passed}; {excused} left out with a reason, {wrong_ones} wrong\n", suite.name);
+    record::keep(&format!("{}.table", suite.name), &table);
+    println!("{table}");
+    assert!(wrong.is_empty(), "what passes with runc's shim must pass with ours, and leave nothing: {wrong:#?}");
+    for (handler, outcomes) in all.iter().filter(|_| only.is_none()) {
+        assert!(outcomes.values().any(|outcome| *outcome == Outcome::Passed), "nothing passes with {}", handler.name());
+    }
     if let (Some((Handler::Runc, control)), None) = (all.first(), &only) {
-        assert!(control.values().any(|outcome| *outcome == Outcome::Passed), "nothing passes with runc");
         let stale: Vec<&str> = left_out.stale(suite.name, control).collect();
         assert!(stale.is_empty(), "left-out.txt names tests that are not there: {stale:?}");
     }
 }
 
-/// Runs the tests that a pattern of Go fits, on a machine of their own.
-fn execute(suite: &Suite, handler: Handler, pattern: &str, left_out: &LeftOut, limit: Duration) -> Outcomes {
-    let engine = images::unpacked("containerd-1.7").join("usr/bin");
-    let paths = [Some(engine), engines::kata_programs(), Some(programs())];
-    let host = Host::start(&paths.into_iter().flatten().collect::<Vec<_>>());
-    let own = host.directory().display().to_string();
-    // The tests remove the directory they gave to their containerd, and snapshots need a real file system below it.
-    // Ours is there as if it was installed, for the test that copies the shim's program away from what is beside it.
-    host.sh(&format!(
-        "mkdir {own}/lib {own}/opt {own}/tmp; ln -s {} {own}/opt/kata; mount --bind {own}/lib /var/lib; mount --bind {own}/opt /opt",
-        e2e::stage_directory().display()
-    ));
-    registry::serve(&host);
-    let mut command = vec![format!("TMPDIR={own}/tmp")];
-    command.extend((suite.command)(&host, handler));
-    command.extend([
-        "-test.v=test2json".into(),
-        format!("-test.timeout={}s", limit.as_secs()),
-        format!("-test.run={pattern}"),
-    ]);
-    if env::var_os("KATA_CONTEST").is_none() {
-        command.push(format!("-test.skip={}", left_out.skip_pattern(suite.name)));
+/// Runs a suite's tests through a runtime: all together, then alone what did not end well, since it may have been a neighbour's fault. Tells
+/// what was left behind.
+fn execute(
+    suite: &Suite,
+    handler: Handler,
+    only: Option<&str>,
+    left_out: &LeftOut,
+    control: Option<&Outcomes>,
+    record: &mut Record,
+) -> Vec<String> {
+    let may_fail: Vec<String> = left_out.failing(suite.name).filter(|_| handler.is_kata()).map(Into::into).collect();
+    let mut excluded: Vec<String> = record.done().map(Into::into).collect();
+    if only.is_none() {
+        excluded.extend(left_out.untried(suite.name).map(|entry| entry.name().replace('*', ".*")));
+        excluded.extend(may_fail.clone());
     }
-    let log = host.directory().join("output");
-    let output = fs::File::create(&log).unwrap();
-    let mut child = host
-        .command("env", &command)
-        .current_dir(host.directory())
-        .stdout(output.try_clone().unwrap())
-        .stderr(output)
-        .stdin(Stdio::null())
-        .spawn()
-        .unwrap();
-    let end = Instant::now() + limit + Duration::from_secs(60);
-    while child.try_wait().unwrap().is_none() && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(100));
+    let mut left = all_of(suite, handler, only.unwrap_or("."), &excluded, record);
+    let again: Vec<String> = match control {
+        // A test that only the control had did not have its turn.
+        Some(control) if only.is_none() => control.keys().cloned().collect(),
+        _ => record.outcomes().keys().cloned().collect(),
+    };
+    let well = |record: &Record, name: &String| {
+        matches!(record.outcomes().get(name), Some(Outcome::Passed | Outcome::Skipped)) || may_fail.contains(name)
+    };
+    for name in again {
+        if !well(record, &name) {
+            left.extend(all_of(suite, handler, &any_of(&[name]), &[], record));
+        }
     }
-    let mut text = String::from_utf8_lossy(&fs::read(&log).unwrap()).into_owned();
-    let outcomes = results::parse(&text);
-    text += &fs::read_to_string(cri::log(&host)).unwrap_or_default();
-    keep(suite, handler, pattern, &text);
-    if outcomes.is_empty() {
-        let lines: Vec<&str> = text.lines().collect();
-        panic!(
-            "{} with {} ran no test; its output ends:\n{}",
-            suite.name,
-            handler.name(),
-            lines[lines.len().saturating_sub(40)..].join("\n")
-        );
+    if only.is_none() && !may_fail.is_empty() {
+        // What these leave is told as little as what they come to.
+        let excluded: Vec<String> = record.done().map(Into::into).collect();
+        all_of(suite, handler, &any_of(&may_fail), &excluded, record);
     }
-    drop(host);
-    let _ = child.kill();
-    let _ = child.wait();
-    outcomes
+    left
 }
 
-/// Keeps the output where `KATA_CONTEST_LOGS` says.
-fn keep(suite: &Suite, handler: Handler, pattern: &str, text: &str) {
-    if let Some(directory) = env::var_os("KATA_CONTEST_LOGS").map(PathBuf::from) {
-        let name: String = pattern.chars().filter(char::is_ascii_alphanumeric).take(60).collect();
-        fs::create_dir_all(&directory).unwrap();
-        fs::write(directory.join(format!("{}-{}-{name}.log", suite.name, handler.name())), text).unwrap();
+/// Runs tests until each has had its turn: one that hangs, or ends the program, ends only this run of it.
+fn all_of(suite: &Suite, handler: Handler, pattern: &str, excluded: &[String], record: &mut Record) -> Vec<String> {
+    let mut excluded = excluded.to_vec();
+    let mut left = Vec::new();
+    loop {
+        let skip = if excluded.is_empty() { String::new() } else { any_of(&excluded) };
+        let report = session::run(suite, handler, pattern, &skip, |outcomes| record.note(outcomes));
+        let log = record.keep_log(&report.text);
+        if report.outcomes.is_empty() && !(report.whole && report.text.contains("no tests to run")) {
+            let lines: Vec<&str> = report.text.lines().collect();
+            let end = lines[lines.len().saturating_sub(40)..].join("\n");
+            panic!("{} with {} ran no test; its output ends:\n{end}", suite.name, handler.name());
+        }
+        for trace in &report.left {
+            let told = format!("{} left behind: {trace} ({})", handler.name(), log.display());
+            println!("{told}");
+            // What runc leaves is its own business.
+            left.extend(handler.is_kata().then_some(told));
+        }
+        excluded.extend(report.outcomes.keys().cloned());
+        if report.whole || report.outcomes.is_empty() {
+            return left;
+        }
     }
+}
+
+/// A pattern of Go for exactly these names.
+fn any_of(names: &[String]) -> String {
+    format!("^({})$", names.join("|"))
 }

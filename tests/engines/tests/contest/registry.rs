@@ -18,7 +18,7 @@ const GROUPS: &str = "root:x:0:\ndaemon:x:1:\nsys:x:3:\nwheel:x:10:root\nwww-dat
 const NC: &str = "#!/bin/sh\ntrap 'exit 143' TERM\nbusybox nc \"$@\" &\nwait $!\n";
 
 /// A process that has 100 MiB for a while.
-const STRESS: &str = "#!/bin/sh\n(head -c 104857600 /dev/zero; sleep 25) | tail -c 104857600 >/dev/null\n";
+const STRESS: &str = "#!/bin/sh\ndd if=/dev/zero bs=105906176 count=1 | sleep 25\n";
 
 /// Makes the images below the machine's directory and serves them.
 pub fn serve(host: &Host) {

@@ -35,7 +35,14 @@ pub fn parse(output: &str) -> Outcomes {
     for report in output.split('\x16').skip(1) {
         let mut words = report.lines().next().unwrap_or_default().split_whitespace();
         let outcome = match (words.next(), words.next()) {
-            (Some("==="), Some("RUN")) => Outcome::Unfinished,
+            (Some("==="), Some("RUN" | "CONT")) => Outcome::Unfinished,
+            // It waits for its turn among those that may run at once, and has not begun if the turn does not come.
+            (Some("==="), Some("PAUSE")) => {
+                if let Some(name) = words.next() {
+                    outcomes.remove(name);
+                }
+                continue;
+            }
             (Some("---"), Some("PASS:")) => Outcome::Passed,
             (Some("---"), Some("FAIL:")) => Outcome::Failed,
             (Some("---"), Some("SKIP:")) => Outcome::Skipped,
@@ -48,13 +55,23 @@ pub fn parse(output: &str) -> Outcomes {
     outcomes
 }
 
+/// What becomes of a test that is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// It is not even run.
+    NotRun,
+    /// It is run, and fails.
+    Fails,
+    /// It is run, and fails by chance.
+    MayFail,
+}
+
 /// A line of `left-out.txt`.
 #[derive(Debug)]
 pub struct Entry {
     suite: String,
     name: String,
-    /// Whether it is not even run.
-    pub untried: bool,
+    how: How,
     /// Why.
     pub reason: String,
 }
@@ -75,9 +92,17 @@ impl LeftOut {
                     let mut words = line.split_whitespace();
                     let [suite, name, how] = [words.next(), words.next(), words.next()].map(Option::unwrap_or_default);
                     let reason = words.collect::<Vec<_>>().join(" ");
-                    let known = ["not-run", "fails"].contains(&how) && !reason.is_empty();
-                    assert!(known, "{}: expected `SUITE TEST not-run|fails REASON`, found {line:?}", path.display());
-                    Entry { suite: suite.into(), name: name.into(), untried: how == "not-run", reason }
+                    let how = match how {
+                        _ if reason.is_empty() => None,
+                        "not-run" => Some(How::NotRun),
+                        "fails" => Some(How::Fails),
+                        "may-fail" => Some(How::MayFail),
+                        _ => None,
+                    };
+                    let expected = "SUITE TEST not-run|fails|may-fail REASON";
+                    let how =
+                        how.unwrap_or_else(|| panic!("{}: expected `{expected}`, found {line:?}", path.display()));
+                    Entry { suite: suite.into(), name: name.into(), how, reason }
                 })
                 .collect(),
         )
@@ -85,27 +110,25 @@ impl LeftOut {
 
     /// Those of a suite that are not run.
     pub fn untried(&self, suite: &str) -> impl Iterator<Item = &Entry> {
-        self.0.iter().filter(move |entry| entry.suite == suite && entry.untried)
+        self.0.iter().filter(move |entry| entry.suite == suite && entry.how == How::NotRun)
     }
 
-    /// The pattern of Go for the tests that are not run.
-    pub fn skip_pattern(&self, suite: &str) -> String {
-        let names: Vec<String> = self.untried(suite).map(|entry| entry.name.replace('*', ".*")).collect();
-        format!("^({})$", names.join("|"))
+    /// Those of a suite that may fail with our runtime.
+    pub fn failing(&self, suite: &str) -> impl Iterator<Item = &str> {
+        let entries = self.0.iter().filter(move |entry| entry.suite == suite && entry.how != How::NotRun);
+        entries.map(|entry| entry.name.as_str())
     }
 
-    /// Why a test may fail with our runtime.
-    pub fn reason(&self, suite: &str, name: &str) -> Option<&str> {
-        let mut entries = self.0.iter();
-        entries
-            .find(|entry| entry.suite == suite && !entry.untried && entry.name == name)
-            .map(|entry| entry.reason.as_str())
+    /// Why a test may fail with our runtime, and whether it may pass as well.
+    pub fn reason(&self, suite: &str, name: &str) -> Option<(&str, bool)> {
+        let mut entries = self.0.iter().filter(|entry| entry.suite == suite && entry.how != How::NotRun);
+        let entry = entries.find(|entry| entry.name == name);
+        entry.map(|entry| (entry.reason.as_str(), entry.how == How::MayFail))
     }
 
     /// What is listed but was not there.
     pub fn stale<'a>(&'a self, suite: &'a str, control: &'a Outcomes) -> impl Iterator<Item = &'a str> {
-        let of_suite = self.0.iter().filter(move |entry| entry.suite == suite && !entry.untried);
-        of_suite.map(|entry| entry.name.as_str()).filter(|name| !control.contains_key(*name))
+        self.failing(suite).filter(|name| !control.contains_key(*name))
     }
 }
 
@@ -119,7 +142,7 @@ impl Entry {
 #[test]
 fn reports_are_read_wherever_they_begin() {
     let output = "log\n\x16=== RUN   TestA\nno end of line\x16--- PASS: TestA (0.01s)\n\x16=== RUN   TestB\n\x16=== RUN   TestB/part\n\
-        \x16--- FAIL: TestB (1.00s)\n    \x16--- FAIL: TestB/part (0.50s)\n\x16=== RUN   TestC\npanic: test timed out\n";
+        \x16--- FAIL: TestB (1.00s)\n    \x16--- FAIL: TestB/part (0.50s)\n\x16=== RUN   TestC\n\x16=== PAUSE TestC\n\x16=== RUN   TestD\n\x16=== PAUSE TestD\n\x16=== CONT  TestC\npanic: broken\n";
     let expected = [("TestA", Outcome::Passed), ("TestB", Outcome::Failed), ("TestC", Outcome::Unfinished)];
     assert_eq!(parse(output), expected.map(|(name, outcome)| (name.to_owned(), outcome)).into());
 }
