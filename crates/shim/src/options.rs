@@ -246,6 +246,7 @@ mod tests {
         let mut options = oci::Options::new();
         options.systemd_cgroup = true;
         options.binary_name = "runc".into();
+        options.io_uid = 1000;
         let name = "containerd.runc.v1.Options";
         let read = Options::from_any(&any(name, &options.write_to_bytes().unwrap())).unwrap();
         assert!(read.systemd_cgroup);

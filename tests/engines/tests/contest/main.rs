@@ -145,10 +145,11 @@ fn execute(
     record: &mut Record,
 ) -> Vec<String> {
     let may_fail: Vec<String> = left_out.failing(suite.name).filter(|_| handler.is_kata()).map(Into::into).collect();
-    let mut excluded: Vec<String> = record.done().map(Into::into).collect();
+    let always = if only.is_none() { left_out.skipped(suite.name, handler.is_kata()) } else { Vec::new() };
+    let mut excluded = always.clone();
+    excluded.extend(record.done().map(exactly));
     if only.is_none() {
-        excluded.extend(left_out.untried(suite.name).map(|entry| entry.name().replace('*', ".*")));
-        excluded.extend(may_fail.clone());
+        excluded.extend(may_fail.iter().map(|name| exactly(name)));
     }
     let mut left = all_of(suite, handler, only.unwrap_or("."), &excluded, record);
     let again: Vec<String> = match control {
@@ -161,13 +162,13 @@ fn execute(
     };
     for name in again {
         if !well(record, &name) {
-            left.extend(all_of(suite, handler, &any_of(&[name]), &[], record));
+            left.extend(all_of(suite, handler, &exactly(&name), &always, record));
         }
     }
     if only.is_none() && !may_fail.is_empty() {
         // What these leave is told as little as what they come to.
-        let excluded: Vec<String> = record.done().map(Into::into).collect();
-        all_of(suite, handler, &any_of(&may_fail), &excluded, record);
+        let excluded: Vec<String> = record.done().map(exactly).collect();
+        all_of(suite, handler, &exactly(&format!("({})", may_fail.join("|"))), &excluded, record);
     }
     left
 }
@@ -177,8 +178,7 @@ fn all_of(suite: &Suite, handler: Handler, pattern: &str, excluded: &[String], r
     let mut excluded = excluded.to_vec();
     let mut left = Vec::new();
     loop {
-        let skip = if excluded.is_empty() { String::new() } else { any_of(&excluded) };
-        let report = session::run(suite, handler, pattern, &skip, |outcomes| record.note(outcomes));
+        let report = session::run(suite, handler, pattern, &excluded.join("|"), |outcomes| record.note(outcomes));
         let log = record.keep_log(&report.text);
         if report.outcomes.is_empty() && !(report.whole && report.text.contains("no tests to run")) {
             let lines: Vec<&str> = report.text.lines().collect();
@@ -191,14 +191,14 @@ fn all_of(suite: &Suite, handler: Handler, pattern: &str, excluded: &[String], r
             // What runc leaves is its own business.
             left.extend(handler.is_kata().then_some(told));
         }
-        excluded.extend(report.outcomes.keys().cloned());
+        excluded.extend(report.outcomes.keys().map(|name| exactly(name)));
         if report.whole || report.outcomes.is_empty() {
             return left;
         }
     }
 }
 
-/// A pattern of Go for exactly these names.
-fn any_of(names: &[String]) -> String {
-    format!("^({})$", names.join("|"))
+/// A pattern of Go for exactly this name.
+fn exactly(name: &str) -> String {
+    format!("^{name}$")
 }

@@ -113,6 +113,17 @@ impl LeftOut {
         self.0.iter().filter(move |entry| entry.suite == suite && entry.how == How::NotRun)
     }
 
+    /// The patterns of Go for what is not run of a suite: tests, and of others parts, those with our runtime only.
+    pub fn skipped(&self, suite: &str, with_parts: bool) -> Vec<String> {
+        let patterns = self.untried(suite).map(|entry| entry.name.replace('*', ".*"));
+        patterns
+            .filter_map(|name| match name.split_once('/') {
+                Some((test, part)) => with_parts.then(|| format!("^{test}$/^{part}$")),
+                None => Some(format!("^{name}$")),
+            })
+            .collect()
+    }
+
     /// Those of a suite that may fail with our runtime.
     pub fn failing(&self, suite: &str) -> impl Iterator<Item = &str> {
         let entries = self.0.iter().filter(move |entry| entry.suite == suite && entry.how != How::NotRun);
