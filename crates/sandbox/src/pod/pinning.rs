@@ -31,12 +31,13 @@ impl HostCpus {
     /// # Errors
     /// What is wrong with `linux.resources.cpu.cpus`.
     pub(crate) fn take(resources: &mut LinuxResources) -> std::result::Result<Option<Self>, String> {
-        let online = fs::read_to_string(ONLINE).map_err(|e| format!("read {ONLINE}: {e}"))?;
         let Some(cpu) = resources.cpu_mut() else { return Ok(None) };
         let cpus = cpu.cpus().clone().filter(|list| !list.trim().is_empty());
         cpu.set_cpus(None);
         cpu.set_mems(None);
-        cpus.map(|list| Self::read(&list, online.trim())).transpose()
+        let Some(list) = cpus else { return Ok(None) };
+        let online = fs::read_to_string(ONLINE).map_err(|e| format!("cannot be checked: read {ONLINE}: {e}"))?;
+        Self::read(&list, online.trim()).map(Some)
     }
 
     fn read(list: &str, online: &str) -> std::result::Result<Self, String> {
