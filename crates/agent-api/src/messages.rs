@@ -183,7 +183,8 @@ pub struct Pod {
 /// In place of a path in `linux.namespaces`: the namespace is the pod's.
 pub const POD_NAMESPACE: &str = "pod";
 
-/// What the path of a namespace begins with that is another container's; the container's name follows. There are such of process ids.
+/// What the path of a namespace begins with that is another container's; the container's name follows. There are such
+/// of process ids, IPC and host name.
 pub const CONTAINER_NAMESPACE: &str = "container:";
 
 /// What the agent answers.

@@ -1,11 +1,15 @@
 //! What callers say to a sandbox's daemon over its Unix socket.
 //!
+//! Each container of a sandbox has a socket of its own in its state directory; what is asked there is about that container.
+//!
 //! One connection is one call: a [`Request`] frame (see `agent_api::frame`), with descriptors attached to its first byte
 //! when it starts a process, then one or more [`Reply`] frames.
 
 use agent_api::{ExitStatus, ProcessInfo, WindowSize};
 use oci_spec::runtime::Process;
 use serde::{Deserialize, Serialize};
+
+use crate::launch::Member;
 
 /// Which of a process's stdio descriptors come with a request, in the order stdin, stdout, stderr.
 ///
@@ -32,6 +36,9 @@ impl StdioSet {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
+    /// Creates another container in the sandbox. Answered by `Created`, then `Exited` when its first process has ended. Comes with
+    /// descriptors.
+    Create(Box<Member>),
     /// Lets the created container run. Answered by `Done`.
     Start,
     /// Starts a further process. Answered by `Created`, then `Exited` when it has ended. Comes with descriptors.
@@ -80,8 +87,8 @@ pub enum Request {
     Processes,
     /// Asks for the state. Answered by `State`.
     State,
-    /// Ends the sandbox. Answered by `Done`, after which the daemon removes what is left and goes away; the connection's
-    /// end says that it has.
+    /// Ends the container, and the sandbox with its last one. Answered by `Left` if others stay; else by `Done`, after which the daemon
+    /// goes away; the connection's end says that it has.
     Delete {
         /// Even if the container has not stopped.
         force: bool,
@@ -101,6 +108,8 @@ pub enum Reply {
     Exited(ExitStatus),
     /// The call was carried out.
     Done,
+    /// The container is gone, and its sandbox stays for others.
+    Left,
     /// Processes of the container.
     Processes(Vec<ProcessInfo>),
     /// State of the container.

@@ -14,7 +14,12 @@ use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType,
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::{Error, Result, hooks::Point};
+use crate::{
+    Error, Result,
+    hooks::Point,
+    joining::{self, Joining},
+    store::Store,
+};
 
 /// A checked bundle.
 #[derive(Debug, Clone)]
@@ -67,6 +72,8 @@ pub enum Role {
     Pod,
     /// One of a pod's containers: it may share the pod's namespaces.
     Member,
+    /// A container that goes into another one's sandbox ([`crate::joining`]): it shares that one's namespaces.
+    Beside,
 }
 
 /// The network namespace that a bundle asks for.
@@ -118,6 +125,21 @@ impl Bundle {
     /// [`Error::Bundle`] with the file, the field and what was expected; [`Error::Io`].
     pub fn load(dir: &Path, role: Role) -> Result<Self> {
         let (dir, spec) = read_spec(dir)?;
+        Self::check(dir, spec, role)
+    }
+
+    /// The same for a container that has a sandbox for itself, or goes into that of one whose namespaces it joins.
+    ///
+    /// # Errors
+    /// As [`Bundle::load`]; [`Error::Bundle`] for namespaces that cannot be joined.
+    pub fn load_joining(dir: &Path, store: &Store) -> Result<(Self, Option<Joining>)> {
+        let (dir, mut spec) = read_spec(dir)?;
+        let joining = joining::resolve(store, &dir.join("config.json"), &mut spec)?;
+        let role = if joining.is_some() { Role::Beside } else { Role::Alone };
+        Ok((Self::check(dir, spec, role)?, joining))
+    }
+
+    fn check(dir: PathBuf, spec: Spec, role: Role) -> Result<Self> {
         let file = dir.join("config.json");
         let refuse = Refusals { file: &file };
         if !spec.version().starts_with("1.") {
@@ -344,7 +366,7 @@ fn check_linux(refuse: &Refusals<'_>, spec: &Spec, linux: &Linux, role: Role) ->
 /// Whether a path names a namespace of the pod, which the guest has.
 fn is_shared(kind: LinuxNamespaceType, role: Role) -> bool {
     use LinuxNamespaceType::{Ipc, Pid, Uts};
-    role == Role::Member && matches!(kind, Ipc | Pid | Uts)
+    matches!(role, Role::Member | Role::Beside) && matches!(kind, Ipc | Pid | Uts)
 }
 
 fn check_device(refuse: &Refusals<'_>, index: usize, device: &LinuxDevice) -> Result<()> {

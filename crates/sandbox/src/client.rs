@@ -208,7 +208,7 @@ impl Client {
         }
     }
 
-    /// Ends the sandbox and removes every trace of it. Without `force` the container must have stopped.
+    /// Ends the container, and the sandbox with its last one, and removes every trace of it. Without `force` the container must have stopped.
     ///
     /// # Errors
     /// [`Error::Sandbox`] when it has not stopped; [`Error::Deadline`] or [`Error::Io`] when something cannot be removed.
@@ -217,6 +217,9 @@ impl Client {
         let asked = self.call("delete the container", &Request::Delete { force }, &[]);
         match asked.and_then(|mut connection| connection.reply(Some(DELETE_DEADLINE))) {
             Ok(Reply::Failed { kind, message }) if !force => return Err(Error::Sandbox { kind, message }),
+            // The daemon has given the directory another name, and somebody may have taken that of the container.
+            Ok(Reply::Left) if state.as_ref().is_ok_and(|state| state.sandbox.is_none()) => return Ok(()),
+            Ok(Reply::Left) => return self.dir.purge(),
             Err(error) if !force => {
                 // Nobody answers: fine for a container that has stopped, because its daemon is gone.
                 if let Ok(state) = &state
@@ -252,7 +255,7 @@ impl Connection {
         Self { stream, dir, step: step.into() }
     }
 
-    fn open(dir: &StateDir, step: &str) -> Result<Self> {
+    pub(crate) fn open(dir: &StateDir, step: &str) -> Result<Self> {
         // Through the directory's descriptor: a socket's path may have 107 bytes only, a state directory's more.
         let failed = |source: rustix::io::Errno| Error::io(format!("{step}: open {}", dir.path().display()), source);
         let handle = rustix::fs::open(dir.path(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())

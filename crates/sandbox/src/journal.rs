@@ -1,6 +1,6 @@
 //! What is known of a sandbox, in memory and, before each further step, in its state directory.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, collections::HashMap, rc::Rc};
 
 use crate::{
     Result,
@@ -62,15 +62,32 @@ impl Journal {
     }
 }
 
-/// Writes down what happens to a sandbox that has one container of its own name.
-pub(crate) struct Recorder(pub(crate) Rc<Journal>);
+/// Writes down what happens to the containers of a sandbox.
+#[derive(Default)]
+pub(crate) struct Recorder(RefCell<HashMap<String, Rc<Journal>>>);
+
+impl Recorder {
+    /// One more container.
+    pub(crate) fn add(&self, journal: &Rc<Journal>) {
+        self.0.borrow_mut().insert(journal.dir().id().into(), journal.clone());
+    }
+
+    /// A container is no more.
+    pub(crate) fn remove(&self, container: &str) {
+        self.0.borrow_mut().remove(container);
+    }
+
+    /// Those of all containers.
+    pub(crate) fn all(&self) -> Vec<Rc<Journal>> {
+        self.0.borrow().values().cloned().collect()
+    }
+}
 
 impl Observer for Recorder {
-    fn process_ended(&self, _container: &str, exec: Option<&str>, outcome: &Outcome) {
-        if exec.is_some() {
-            return;
-        }
-        self.0.update_or_log(|state| {
+    fn process_ended(&self, container: &str, exec: Option<&str>, outcome: &Outcome) {
+        let journal = self.0.borrow().get(container).cloned();
+        let Some(journal) = journal.filter(|_| exec.is_none()) else { return };
+        journal.update_or_log(|state| {
             state.status = Status::Stopped;
             state.pid = 0;
             state.exit = outcome.as_ref().ok().copied();
@@ -81,7 +98,7 @@ impl Observer for Recorder {
     }
 
     fn died(&self, reason: &str) {
-        self.0.died(reason);
+        self.all().iter().for_each(|journal| journal.died(reason));
     }
 
     fn out_of_memory(&self, _container: &str) {}

@@ -1,4 +1,4 @@
-//! Starting a sandbox: the caller's half.
+//! Starting a sandbox, or one more container in one that exists: the caller's half.
 //!
 //! Everything is checked before the first side effect. The side effects, in order: the state directory, the cgroup, what hooks do, the daemon. If
 //! any later step fails, all but what hooks did is removed again before the error is returned.
@@ -20,11 +20,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
-    api::{Reply, StdioSet},
-    bundle::{Bundle, NetworkNamespace},
+    api::{Reply, Request, StdioSet},
+    bundle::{Bundle, NetworkNamespace, Role},
     client::{Connection, Running, StdioEnds},
     daemon,
     hooks::{self, Point, Told},
+    joining::Joining,
     plan::Plan,
     pod::{Demand, Limits},
     store::{ContainerState, ProcessRef, StateDir, Store},
@@ -39,6 +40,8 @@ pub struct Launch<'a> {
     pub id: &'a str,
     /// What to run.
     pub bundle: &'a Bundle,
+    /// The sandbox that it goes into, if not one of its own.
+    pub joining: Option<&'a Joining>,
     /// The machine's configuration.
     pub config: &'a Config,
     /// Whether interfaces, disks, memory and processors may come while the machine runs.
@@ -57,8 +60,19 @@ pub struct Launching<'a> {
     demand: Demand,
     network: Option<PathBuf>,
     begun_ns: u64,
+    joining: Option<&'a Joining>,
     /// Whether it is somebody else's to remove.
     done: bool,
+}
+
+/// A container for a sandbox that exists; the descriptors come with it as with [`Boot`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Member {
+    pub(crate) dir: PathBuf,
+    pub(crate) state: ContainerState,
+    pub(crate) parts: Parts,
+    pub(crate) stdio: StdioSet,
+    pub(crate) start: bool,
 }
 
 /// First and only message to a new daemon; the descriptors of `parts.shares`, `parts.disks` and `stdio` come with it, in this order.
@@ -88,17 +102,22 @@ impl<'a> Launch<'a> {
     /// # Errors
     /// What is wrong, with its step; nothing is left behind.
     pub fn prepare(self, warn: &mut dyn FnMut(&str)) -> Result<Launching<'a>> {
-        let Launch { store, id, bundle, config, growing, begun_ns } = self;
+        let Launch { store, id, bundle, joining, config, growing, begun_ns } = self;
         store.check_free(id)?;
         let plan = Plan::new(config, warn)?;
         let network = check_network(bundle)?;
+        if joining.is_some() && bundle.role != Role::Beside {
+            return Err(Error::State("the bundle was not read as one that goes into another's sandbox".into()));
+        }
         let limits = Limits::of(&bundle.spec);
         limits.check()?;
         let demand = if growing { Demand::growing(limits, &plan) } else { Demand::fixed(limits, &config.qemu) };
         let prepared = Some(prepare(id, bundle, &plan)?);
         let dir = store.reserve(id)?;
-        let state = initial_state(id, bundle);
-        let mut launching = Launching { dir, state, bundle, prepared, plan, demand, network, begun_ns, done: false };
+        let mut state = initial_state(id, bundle);
+        state.sandbox = joining.map(|joining| joining.sandbox.clone());
+        let mut launching =
+            Launching { dir, state, bundle, prepared, plan, demand, network, begun_ns, joining, done: false };
         launching.dir.save(&launching.state)?;
         launching.make_cgroup(warn)?;
         Ok(launching)
@@ -153,6 +172,11 @@ impl Launching<'_> {
             }
         }
         let prepared = prepared.map_or_else(|| prepare(self.dir.id(), self.bundle, &self.plan), Ok)?;
+        if let Some(joining) = self.joining {
+            let running = enter(&joining.door, &self.dir, self.state.clone(), prepared, &stdio, start)?;
+            self.done = true;
+            return Ok(running);
+        }
         let Prepared { parts, trees, disks } = prepared;
         let boot = Boot {
             dir: self.dir.path().into(),
@@ -260,9 +284,37 @@ fn converse(dir: &StateDir, boot: &Boot, attached: Vec<BorrowedFd<'_>>, stdio: &
         Connection::new(ours, dir.clone(), if boot.start { "run the container" } else { "create the container" });
     let descriptors: Vec<BorrowedFd<'_>> = attached.into_iter().chain(stdio.descriptors()).collect();
     connection.send(boot, &descriptors)?;
-    let hooks = boot.parts.spec.hooks().as_ref().filter(|_| boot.start);
-    let patience = hooks.map(|hooks| Point::StartContainer.patience(hooks)).unwrap_or_default();
+    let patience = patience(&boot.parts, boot.start);
     match connection.reply(Some(boot.plan.config.agent.dial_timeout + AFTER_BOOT + patience))? {
+        Reply::Created { pid } => Ok(Running::new(connection, pid)),
+        other => Err(connection.unexpected(other)),
+    }
+}
+
+/// How long hooks before the program may take, if it is to be started.
+fn patience(parts: &Parts, start: bool) -> Duration {
+    let hooks = parts.spec.hooks().as_ref().filter(|_| start);
+    hooks.map(|hooks| Point::StartContainer.patience(hooks)).unwrap_or_default()
+}
+
+/// Has the daemon of a sandbox create another container in it.
+fn enter(
+    door: &Path,
+    dir: &StateDir,
+    state: ContainerState,
+    prepared: Prepared,
+    stdio: &StdioEnds,
+    start: bool,
+) -> Result<Running> {
+    let Prepared { parts, trees, disks } = prepared;
+    let deadline = AFTER_BOOT + patience(&parts, start);
+    let attached = trees.iter().chain(&disks).map(AsFd::as_fd);
+    let descriptors: Vec<BorrowedFd<'_>> = attached.chain(stdio.descriptors()).collect();
+    let member = Member { dir: dir.path().into(), state, parts, stdio: stdio.set(), start };
+    let step = if start { "run the container" } else { "create the container" };
+    let mut connection = Connection::open(&StateDir::at(door), step)?;
+    connection.send(&Request::Create(Box::new(member)), &descriptors)?;
+    match connection.reply(Some(deadline))? {
         Reply::Created { pid } => Ok(Running::new(connection, pid)),
         other => Err(connection.unexpected(other)),
     }

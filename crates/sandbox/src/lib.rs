@@ -40,6 +40,7 @@ pub mod daemon;
 mod error;
 mod files;
 pub mod hooks;
+pub mod joining;
 pub mod journal;
 pub mod launch;
 mod machine;

@@ -26,6 +26,8 @@ use crate::{Error, Result, sys};
 
 /// Where a root user's containers are unless `--root` says otherwise.
 pub const DEFAULT_ROOT: &str = "/run/kata-runtime";
+/// What the directory of a sandbox begins with that has lost the container which it was made for. No container's name has it.
+const OWNERLESS: char = '@';
 /// How long the processes of a sandbox may take to disappear once killed.
 const REAP_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -150,6 +152,9 @@ pub struct ContainerState {
     /// The host's cgroup that its configuration names (`linux.cgroupsPath`).
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
+    /// The state directory of the sandbox that it is in, if that is not its own.
+    #[serde(default)]
+    pub sandbox: Option<PathBuf>,
     /// The hooks of its configuration.
     #[serde(default)]
     pub hooks: Option<oci_spec::runtime::Hooks>,
@@ -177,6 +182,7 @@ impl ContainerState {
             guest_kernel: None,
             cgroups: Vec::new(),
             cgroup: None,
+            sandbox: None,
             hooks: None,
         }
     }
@@ -266,19 +272,46 @@ impl StateDir {
         if let Ok(bytes) = fs::read(self.file("state.json"))
             && let Ok(state) = serde_json::from_slice::<ContainerState>(&bytes)
         {
-            // The daemon first: the others die with it.
-            for (name, process) in [
+            // The daemon first: the others die with it. One that hosts others too is not this container's to kill.
+            let processes = [
                 ("the sandbox daemon", state.daemon),
                 ("the virtual machine", state.vmm),
                 ("the virtio-fs server", state.virtiofs),
-            ] {
+            ];
+            for (name, process) in processes.into_iter().filter(|_| state.sandbox.is_none()) {
                 if let Some(process) = process {
                     process.kill_and_wait(name)?;
                 }
             }
             crate::cgroup::remove(&state.cgroups);
+            if let Some(sandbox) =
+                state.sandbox.as_deref().filter(|_| !state.daemon.is_some_and(|daemon| daemon.is_alive()))
+            {
+                // Its daemon did not come to remove it.
+                Self::at(sandbox).purge_ownerless()?;
+            }
         }
         self.remove()
+    }
+
+    /// Gives the name back while the sandbox stays for others. Gives where the directory is now.
+    pub(crate) fn give_up_name(&self) -> Result<Self> {
+        let name = format!("{OWNERLESS}{}{OWNERLESS}{}", self.id, std::process::id());
+        let path = self.path.with_file_name(name);
+        fs::rename(&self.path, &path).map_err(|e| Error::io(format!("rename {}", self.path.display()), e))?;
+        Ok(Self::at(&path))
+    }
+
+    /// Writes down that the calling process, its daemon, is about to end by itself.
+    pub(crate) fn update_daemonless(&self) -> Result<()> {
+        let mut state = self.load()?;
+        state.daemon = None;
+        self.save(&state)
+    }
+
+    /// Removes what [`StateDir::give_up_name`] has moved. That of a container that is there is not touched.
+    pub(crate) fn purge_ownerless(&self) -> Result<()> {
+        if self.id.starts_with(OWNERLESS) { self.purge() } else { Ok(()) }
     }
 
     fn remove(&self) -> Result<()> {

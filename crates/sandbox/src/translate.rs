@@ -9,7 +9,7 @@ use std::{
 };
 
 use agent_api::{
-    GUEST_SHARED_DIR, GUEST_STORAGE_DIR, POD_NAMESPACE, SeccompFilter,
+    CONTAINER_NAMESPACE, GUEST_SHARED_DIR, GUEST_STORAGE_DIR, POD_NAMESPACE, SeccompFilter,
     storage::{DiskDevice, Storage, StorageSource},
 };
 use hypervisor::Arch;
@@ -321,7 +321,8 @@ impl Prepared {
             // One machine is one pod: its containers share the guest's own network.
             namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Network);
             for namespace in namespaces {
-                if namespace.path().is_some() {
+                let joins = |path: &PathBuf| !path.to_string_lossy().starts_with(CONTAINER_NAMESPACE);
+                if namespace.path().as_ref().is_some_and(joins) {
                     namespace.set_path(Some(POD_NAMESPACE.into()));
                 }
             }

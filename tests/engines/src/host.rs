@@ -239,6 +239,15 @@ impl Host {
         if trace.starts_with("cgroup ") && trace.ends_with(&format!("/{}/conmon", self.name)) {
             return true;
         }
+        // And in hierarchies without controllers those of its pods, which are called just by a number.
+        if (trace.contains("/unified/") || trace.contains("/systemd/"))
+            && trace
+                .rsplit('/')
+                .next()
+                .is_some_and(|name| name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit()))
+        {
+            return true;
+        }
         // Docker keeps the directories of its containers, and for a minute the files that their network namespaces were mounted on.
         let docker: [&str; 3] = ["containerd", "runtime-runc", "runtime-runc/moby"];
         if trace.starts_with("file run/docker/netns")

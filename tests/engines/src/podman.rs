@@ -30,11 +30,7 @@ impl Podman {
         let unpacked = images::unpacked("podman-4");
         let programs = [Some(unpacked.join("usr/bin")), Some(images::unpacked("containerd-1.6").join("usr/sbin"))];
         let host = Host::start(&programs.into_iter().flatten().collect::<Vec<_>>());
-        let runtime = match handler {
-            Handler::Runc => images::unpacked("containerd-1.6").join("usr/sbin/runc"),
-            Handler::Kata => kata_programs().expect("the stage").join("kata-runtime"),
-        };
-        let podman = Self { host, runtime: runtime.display().to_string() };
+        let podman = Self { host, runtime: Self::runtime_of(handler) };
         let (directory, files) = (podman.host.directory().display().to_string(), unpacked.display().to_string());
         let configuration = format!(
             r#"[containers]
@@ -68,6 +64,15 @@ network_config_dir = "{directory}/networks"
         podman
     }
 
+    /// Path of the program.
+    pub fn runtime_of(handler: Handler) -> String {
+        let path = match handler {
+            Handler::Runc => images::unpacked("containerd-1.6").join("usr/sbin/runc"),
+            Handler::Kata => kata_programs().expect("the stage").join("kata-runtime"),
+        };
+        path.display().to_string()
+    }
+
     fn file(&self, name: &str) -> PathBuf {
         self.host.directory().join(name)
     }
@@ -85,9 +90,11 @@ network_config_dir = "{directory}/networks"
             "podman".into(),
             format!("--root={directory}/storage"),
             "--runroot=/run/containers/storage".into(),
-            format!("--runtime={}", self.runtime),
         ];
-        let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
+        let args: Vec<String> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
+        // Unless another one is named.
+        let runtime = args.first().is_none_or(|arg| arg != "--runtime").then(|| format!("--runtime={}", self.runtime));
+        let args = runtime.into_iter().chain(args);
         let mut command = self.host.command("env", all.into_iter().chain(args));
         command.stdin(std::process::Stdio::null());
         command
@@ -153,6 +160,12 @@ network_config_dir = "{directory}/networks"
             assert!(Instant::now() < end, "{template} of {name} is {now:?}, not {wanted:?}: {}", self.log());
             thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    /// What a TCP port says to who connects from the machine; nothing if nobody listens.
+    pub fn connect(&self, address: &str, port: u16) -> String {
+        let busybox = images::unpacked("busybox").join("usr/bin/busybox");
+        self.host.run(&busybox.display().to_string(), &["nc", "-w", "5", address, &port.to_string()]).text()
     }
 
     /// Removes containers, whatever they do.

@@ -11,7 +11,7 @@ use tokio::task::spawn_local;
 use super::cgroup::Cgroup;
 use super::child::{First, become_first};
 use super::launch::{Forked, prepare_stdio, start_pumps};
-use super::namespaces::{Join, Namespaces, Shared, map_ids, pids_of};
+use super::namespaces::{Join, Namespaces, Shared, map_ids};
 use super::status::{ChildEnd, pair};
 use super::{Container, hooks, rlimits, sysctl};
 use crate::agent::Agent;
@@ -34,7 +34,7 @@ pub async fn create(agent: &Rc<Agent>, request: CreateContainer) -> Result<Rc<Co
     let namespaces = Namespaces::new(&spec.linux)?;
     check_shared(agent, &spec)?;
     let streams = agent.tokens.claim(&stdio, spec.process.terminal).await?;
-    let join = pod::join(agent, namespaces.shared, pids_of(&spec.linux)).await?;
+    let join = pod::join(agent, namespaces.shared, &spec.linux).await?;
     storage::give_disks(&mut spec, &disks).await?;
     let mut storages = storage::mount(agent, storages).await?;
     let wanted = Wanted { id, spec, seccomp, start, namespaces, join, told };

@@ -47,7 +47,7 @@ pub use create::{create, start};
 pub use exec::exec;
 pub use mount::{attach, open_source};
 pub use mount_options::{MountOptions, parse as parse_options};
-pub use namespaces::{Join, Own as OwnNamespaces, Shared};
+pub use namespaces::{Join, Own as OwnNamespaces, Shared, owner};
 pub use rootfs::{empty_tmpfs, pivot};
 pub use update::update;
 

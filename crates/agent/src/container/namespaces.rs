@@ -116,8 +116,7 @@ impl Namespaces {
     /// Takes a namespace of the pod.
     fn share(&mut self, kind: &str, path: &Path) -> Result<(), Fault> {
         match kind {
-            "pid" if container_of(path).is_some() => self.shared.pid = true,
-            _ if path != Path::new(POD_NAMESPACE) => {
+            _ if path != Path::new(POD_NAMESPACE) && container_of(path).is_none() => {
                 return Err(invalid(format!(
                     "linux.namespaces has the {kind} namespace {}, which is the host's; expected none with a path",
                     path.display()
@@ -132,7 +131,7 @@ impl Namespaces {
             }
             _ => {
                 return Err(invalid(format!(
-                    "linux.namespaces has the pod's {kind} namespace, expected only pid, ipc and uts to be the pod's"
+                    "linux.namespaces has the pod's {kind} namespace or another container's, expected only pid, ipc and uts to be the pod's"
                 )));
             }
         }
@@ -160,10 +159,10 @@ impl Namespaces {
     }
 }
 
-/// The container whose process ids another one is to have, if it is to have any container's.
-pub fn pids_of(linux: &Linux) -> Option<&str> {
-    let pid = linux.namespaces.iter().find(|namespace| namespace.kind == "pid")?;
-    container_of(pid.path.as_deref()?)
+/// The container whose namespace of a kind another one is to have, if it is to have any container's.
+pub fn owner<'a>(linux: &'a Linux, kind: &str) -> Option<&'a str> {
+    let found = linux.namespaces.iter().find(|namespace| namespace.kind == kind)?;
+    container_of(found.path.as_deref()?)
 }
 
 fn container_of(path: &Path) -> Option<&str> {
@@ -313,6 +312,8 @@ mod tests {
         assert_eq!(got.clone_flags, libc::CLONE_NEWNS as u64);
         assert_eq!(got.shared, Shared { pid: true, uts: true, ipc: true });
         assert!(got.has_pids() && !got.pid && got.uts);
+        let got = namespaces(r#"[{"type":"ipc","path":"container:a"},{"type":"pid","path":"container:b"}]"#).unwrap();
+        assert_eq!(got.shared, Shared { pid: true, uts: false, ipc: true });
         assert!(namespaces(r#"[{"type":"user","path":"pod"}]"#).unwrap_err().message.contains("pid, ipc and uts"));
     }
 

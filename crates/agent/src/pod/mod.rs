@@ -16,9 +16,10 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::agent::Agent;
 use crate::aside::Aside;
-use crate::container::{Join, Shared, sysctl};
+use crate::container::{Join, Shared, owner, sysctl};
 use crate::fault::{Context, fault, internal, invalid};
 use crate::reaper::ExitWatch;
+use crate::spec::Linux;
 use crate::storage::mount_tmpfs;
 
 /// How long a child may take to make namespaces.
@@ -97,40 +98,54 @@ fn namespace_of(pid: u32, name: &str) -> Result<Rc<OwnedFd>, Fault> {
     opened.map(Rc::new).context(|| format!("open {path}"))
 }
 
-/// The namespaces that a container shares: the pod's, and with `pids_of` the process ids of another container.
+/// The namespaces that a container shares: the pod's, or another container's that its configuration names.
 ///
 /// # Errors
-/// When it shares one and the pod was not configured, the first process of the pod's cannot be made, or the other container does not run.
-pub async fn join(agent: &Agent, shared: Shared, pids_of: Option<&str>) -> Result<Join, Fault> {
-    if shared == Shared::default() {
-        return Ok(Join::default());
+/// When it shares one of the pod's and that was not configured, the first process of the pod's cannot be made, or the other container does not run.
+pub async fn join(agent: &Agent, shared: Shared, linux: &Linux) -> Result<Join, Fault> {
+    let (mut uts, mut ipc, mut pid) = (None, None, None);
+    if shared.uts {
+        uts = Some(match owner(linux, "uts") {
+            Some(container) => of_container(agent, container, "uts")?,
+            None => of_pod(agent, |pod| &pod.uts)?,
+        });
     }
-    let (uts, ipc) = match &*agent.pod.configured.borrow() {
-        Some(namespaces) => (namespaces.uts.clone(), namespaces.ipc.clone()),
-        None => {
-            return Err(fault(
-                FaultKind::InvalidState,
-                "linux.namespaces names a namespace of the pod, which has to be configured first",
-            ));
-        }
-    };
-    let pid = match pids_of {
-        Some(container) => Some(pids_of_container(agent, container)?),
-        None if shared.pid => Some(pids(agent).await?),
-        None => None,
-    };
-    Ok(Join { uts: shared.uts.then_some(uts), ipc: shared.ipc.then_some(ipc), pid })
+    if shared.ipc {
+        ipc = Some(match owner(linux, "ipc") {
+            Some(container) => of_container(agent, container, "ipc")?,
+            None => of_pod(agent, |pod| &pod.ipc)?,
+        });
+    }
+    if shared.pid {
+        pid = Some(match owner(linux, "pid") {
+            Some(container) => of_container(agent, container, "pid")?,
+            None => {
+                of_pod(agent, |pod| &pod.ipc)?;
+                pids(agent).await?
+            }
+        });
+    }
+    Ok(Join { uts, ipc, pid })
 }
 
-fn pids_of_container(agent: &Agent, id: &str) -> Result<Rc<OwnedFd>, Fault> {
+fn of_pod(agent: &Agent, which: impl Fn(&Namespaces) -> &Rc<OwnedFd>) -> Result<Rc<OwnedFd>, Fault> {
+    agent.pod.configured.borrow().as_ref().map(|pod| which(pod).clone()).ok_or_else(|| {
+        fault(
+            FaultKind::InvalidState,
+            "linux.namespaces names a namespace of the pod, which has to be configured first",
+        )
+    })
+}
+
+fn of_container(agent: &Agent, id: &str, kind: &str) -> Result<Rc<OwnedFd>, Fault> {
     let container = agent.containers.get(id)?;
     if container.is_stopped() {
         return Err(fault(
             FaultKind::InvalidState,
-            format!("container {id:?}, whose process ids are to be shared, has stopped"),
+            format!("container {id:?}, whose {kind} namespace is to be shared, has stopped"),
         ));
     }
-    namespace_of(container.init.pid, "pid")
+    namespace_of(container.init.pid, kind)
 }
 
 async fn pids(agent: &Agent) -> Result<Rc<OwnedFd>, Fault> {

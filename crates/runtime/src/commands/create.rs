@@ -10,6 +10,7 @@ use sandbox::{
     bundle::Bundle,
     client::{Client, Running, StdioEnds},
     hooks::{self, Point, Told},
+    joining::Joining,
     launch::{Launch, Launching, initial_state},
     store::{ProcessRef, Store},
 };
@@ -43,6 +44,8 @@ pub(crate) fn run(context: &Context, id: &str, args: &RunArgs) -> Result<ExitCod
 /// What was asked for, checked.
 struct Order {
     bundle: Bundle,
+    /// The sandbox that it goes into.
+    joining: Option<Joining>,
     config: Config,
     terminal: bool,
 }
@@ -50,7 +53,8 @@ struct Order {
 /// Checks all that can be checked before anything is started.
 fn check(context: &Context, id: &str, args: &CreateArgs, detached: bool) -> Result<Order> {
     context.store.check_free(id)?;
-    let bundle = Bundle::load(args.bundle.as_deref().unwrap_or(Path::new(".")), sandbox::bundle::Role::Alone)?;
+    let dir = args.bundle.as_deref().unwrap_or(Path::new("."));
+    let (bundle, joining) = Bundle::load_joining(dir, &context.store)?;
     refuse_descriptors(args.preserve_fds)?;
     warn_of_passed_sockets(context);
     let terminal = bundle.spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
@@ -60,7 +64,7 @@ fn check(context: &Context, id: &str, args: &CreateArgs, detached: bool) -> Resu
     }
     let config = Config::load(context.config_file.as_deref())?;
     context.log.debug(|| format!("bundle {}, configuration from {:?}", bundle.dir.display(), config.sources));
-    Ok(Order { bundle, config, terminal })
+    Ok(Order { bundle, joining, config, terminal })
 }
 
 /// Refuses descriptors beyond stdio.
@@ -104,6 +108,7 @@ impl<'a> Making<'a> {
             store: &self.context.store,
             id: self.id,
             bundle: &self.order.bundle,
+            joining: self.order.joining.as_ref(),
             config: &self.order.config,
             growing,
             begun_ns: self.context.begun_ns,

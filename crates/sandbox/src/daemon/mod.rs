@@ -6,9 +6,11 @@
 //! The daemon's mount namespace is private and QEMU and the virtio-fs server are killed by the kernel when it ends, so
 //! whatever kills it leaves just the state directory.
 
+mod members;
 mod serve;
 
 use std::{
+    cell::RefCell,
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::net::UnixStream,
@@ -25,7 +27,7 @@ use tokio::net::UnixListener;
 use self::serve::Host;
 use crate::{
     Error, Result,
-    api::Reply,
+    api::{Reply, StdioSet},
     cgroup::HostCgroup,
     client::StdioEnds,
     journal::{Journal, Recorder},
@@ -34,7 +36,7 @@ use crate::{
     pod::{Birth, Io, Sandbox},
     store::{ProcessRef, StateDir, Status},
     sys,
-    translate::Prepared,
+    translate::{Parts, Prepared},
 };
 
 /// `argv[0]` under which the executable becomes a sandbox daemon.
@@ -87,7 +89,8 @@ async fn main(socket: OwnedFd) -> Result<()> {
         Ok((host, listener, pid)) => {
             let first = serve::answer_until_exit(caller, host.clone(), None, Some(Reply::Created { pid }));
             tokio::task::spawn_local(first);
-            serve::serve(host, listener).await
+            serve::serve(host, listener).await;
+            Ok(())
         }
         Err(error) => {
             record_failure(&dir, &error);
@@ -121,25 +124,21 @@ async fn hung_up(stream: &tokio::net::UnixStream) {
 /// From nothing to a container. Gives its process's id in the guest.
 async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Result<(Rc<Host>, UnixListener, u32)> {
     let Boot { state, parts, stdio, start, plan, demand, network, cgroup, begun_ns, .. } = boot;
-    if descriptors.len() != parts.shares.len() + parts.disks.len() + stdio.count() {
-        return Err(Error::State("the caller sent another number of descriptors than it said".into()));
-    }
-    let stdio = StdioEnds::from_descriptors(stdio, descriptors.split_off(parts.shares.len() + parts.disks.len()));
-    let disks = descriptors.split_off(parts.shares.len());
-    let mut prepared = Prepared { parts, trees: descriptors, disks };
+    let (mut prepared, stdio) = unpack(parts, stdio, &mut descriptors)?;
     let disks = prepared.take_disks();
     let journal = Journal::new(dir.clone(), state);
     journal.update(|state| {
         state.daemon = ProcessRef::of(std::process::id());
         state.creator = None;
     })?;
-    let listener = UnixListener::bind(socket_path(&dir)?.path())
-        .map_err(|e| Error::io(format!("listen on {}", dir.file("sock").display()), e))?;
+    let listener = listen(&dir)?;
+    let mut host_cgroup = None;
     if let Some(path) = cgroup {
         let mut made = |made: &Path| journal.update(|state| state.cgroups.insert(0, made.into()));
-        if let Err(error) = HostCgroup::enter(&path, &mut made) {
+        match HostCgroup::enter(&path, &mut made) {
+            Ok(entered) => host_cgroup = Some(entered),
             // The container's limits are the guest's business; only the accounting suffers.
-            eprintln!("enter the cgroup {}: {}", path.display(), error.chain());
+            Err(error) => eprintln!("enter the cgroup {}: {}", path.display(), error.chain()),
         }
     }
     devices::share::enter_private_namespace()?;
@@ -147,19 +146,20 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
         // This is the only thread.
         network::Namespace::open(path)?.enter()?;
     }
-    let observer = Rc::new(Recorder(journal.clone()));
+    let recorder = Rc::new(Recorder::default());
+    recorder.add(&journal);
     let sandbox = Sandbox::boot(Birth {
         plan,
         demand,
         journal: journal.clone(),
-        observer,
+        observer: recorder.clone(),
         pod: None,
         network: network.is_some(),
         disks,
         begun_ns,
     })
     .await?;
-    let guest_pid = match sandbox.create(dir.id(), prepared, Io::of_sockets(stdio.unwrap_or_default())?, start).await {
+    let guest_pid = match sandbox.create(dir.id(), prepared, Io::of_sockets(stdio)?, start).await {
         Ok(guest_pid) => guest_pid,
         Err(error) => {
             sandbox.stop().await;
@@ -169,7 +169,25 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
     // Before anything else is awaited, so that a process that ends at once is not called running after it was called stopped.
     journal.update(|state| state.status = if start { Status::Running } else { Status::Created })?;
     sandbox.save_timeline()?;
-    Ok((Rc::new(Host { sandbox, journal }), listener, guest_pid))
+    let cgroup = Rc::new(RefCell::new(host_cgroup));
+    Ok((Rc::new(Host { sandbox, journal, recorder, cgroup }), listener, guest_pid))
+}
+
+/// A container and its stdio, as they came.
+fn unpack(parts: Parts, stdio: StdioSet, descriptors: &mut Vec<OwnedFd>) -> Result<(Prepared, StdioEnds)> {
+    let (trees, disks) = (parts.shares.len(), parts.disks.len());
+    if descriptors.len() != trees + disks + stdio.count() {
+        return Err(Error::State("the caller sent another number of descriptors than it said".into()));
+    }
+    let stdio = StdioEnds::from_descriptors(stdio, descriptors.split_off(trees + disks)).unwrap_or_default();
+    let disks = descriptors.split_off(trees);
+    Ok((Prepared { parts, trees: std::mem::take(descriptors), disks }, stdio))
+}
+
+/// Makes the socket on which a container's callers are answered.
+fn listen(dir: &StateDir) -> Result<UnixListener> {
+    UnixListener::bind(socket_path(dir)?.path())
+        .map_err(|e| Error::io(format!("listen on {}", dir.file("sock").display()), e))
 }
 
 /// Writes down why a sandbox is not.

@@ -1,30 +1,38 @@
 //! Answering callers: one task per connection, one call per connection.
 
-use std::{rc::Rc, time::Duration};
+use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use agent_api::{FaultKind, frame};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::mpsc,
+};
 
-use super::hung_up;
+use super::{hung_up, members};
 use crate::{
     Error, Result,
     api::{Reply, Request},
+    cgroup::HostCgroup,
     client::StdioEnds,
-    journal::Journal,
+    journal::{Journal, Recorder},
     machine::ended,
     passing,
     pod::{Io, Sandbox},
     store::{ProcessRef, Status},
 };
 
-/// A sandbox with the one container it was made for, which has the sandbox's name.
+/// A container and the sandbox that it is in.
 pub(super) struct Host {
     pub(super) sandbox: Rc<Sandbox>,
     pub(super) journal: Rc<Journal>,
+    /// Of all containers of the sandbox.
+    pub(super) recorder: Rc<Recorder>,
+    /// The host's cgroup that the daemon is in.
+    pub(super) cgroup: Rc<RefCell<Option<HostCgroup>>>,
 }
 
 impl Host {
-    fn container(&self) -> &str {
+    pub(super) fn container(&self) -> &str {
         self.journal.dir().id()
     }
 }
@@ -34,21 +42,34 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 /// SIGKILL.
 const KILL: i32 = 9;
 
-/// Accepts connections until the sandbox is deleted.
-pub(super) async fn serve(host: Rc<Host>, listener: UnixListener) -> Result<()> {
-    let (deleted, mut end) = tokio::sync::mpsc::channel::<()>(1);
+/// Answers a container's callers until the last container of the sandbox was deleted.
+pub(super) async fn serve(host: Rc<Host>, listener: UnixListener) {
+    let (empty, mut end) = mpsc::channel::<()>(1);
+    tokio::task::spawn_local(serve_container(host, listener, empty));
+    // It also ends when nobody is left who could say that.
+    let _ = end.recv().await;
+}
+
+/// Accepts connections until the container is deleted.
+async fn serve_container(host: Rc<Host>, listener: UnixListener, empty: mpsc::Sender<()>) {
+    let (deleted, mut end) = mpsc::channel::<()>(1);
     loop {
         tokio::select! {
-            accepted = listener.accept() => {
-                let (stream, _) = accepted.map_err(|e| Error::io("accept a caller", e))?;
-                tokio::task::spawn_local(answer(stream, host.clone(), deleted.clone()));
-            }
-            _ = end.recv() => return Ok(()),
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    tokio::task::spawn_local(answer(stream, host.clone(), deleted.clone(), empty.clone()));
+                }
+                Err(error) => eprintln!("accept a caller of {}: {error}", host.container()),
+            },
+            _ = end.recv() => break,
         }
+    }
+    if host.recorder.all().is_empty() {
+        let _ = empty.send(()).await;
     }
 }
 
-async fn answer(mut stream: UnixStream, host: Rc<Host>, deleted: tokio::sync::mpsc::Sender<()>) {
+async fn answer(mut stream: UnixStream, host: Rc<Host>, deleted: mpsc::Sender<()>, empty: mpsc::Sender<()>) {
     let received =
         tokio::time::timeout(REQUEST_DEADLINE, passing::receive::<Request>(&mut stream, frame::MAX_REQUEST)).await;
     // A caller that says nothing, or nonsense, is not answered.
@@ -66,9 +87,23 @@ async fn answer(mut stream: UnixStream, host: Rc<Host>, deleted: tokio::sync::mp
                 Err(error) => failed(error),
             }
         }
+        Request::Create(member) => {
+            let entered = tokio::select! {
+                entered = members::enter(&host, *member, descriptors) => entered,
+                // What there is of it on the host goes with its state directory, which is the caller's.
+                () = hung_up(&stream) => return,
+            };
+            match entered {
+                Ok((member, listener, pid)) => {
+                    tokio::task::spawn_local(serve_container(member.clone(), listener, empty));
+                    return answer_until_exit(stream, member, None, Some(Reply::Created { pid })).await;
+                }
+                Err(error) => failed(error),
+            }
+        }
         Request::Delete { force } => {
-            let reply = delete(&host, force).await.map_or_else(failed, |()| Reply::Done);
-            let done = matches!(reply, Reply::Done);
+            let reply = members::delete(&host, force).await.unwrap_or_else(failed);
+            let done = matches!(reply, Reply::Done | Reply::Left);
             let _ = frame::write(&mut stream, &reply).await;
             if done {
                 let _ = deleted.send(()).await;
@@ -88,7 +123,7 @@ fn failed(error: Error) -> Reply {
     }
 }
 
-fn invalid(message: impl Into<String>) -> Error {
+pub(super) fn invalid(message: impl Into<String>) -> Error {
     Error::Sandbox { kind: Some(FaultKind::InvalidState), message: message.into() }
 }
 
@@ -118,7 +153,11 @@ async fn carry_out(host: &Host, request: Request) -> Result<Reply> {
             expect(host, &[Status::Created, Status::Running, Status::Paused], "container not running")?;
             return Ok(Reply::Processes(sandbox.processes(container).await?));
         }
-        Request::Exec { .. } | Request::Wait { .. } | Request::Supervise { .. } | Request::Delete { .. } => {
+        Request::Create(_)
+        | Request::Exec { .. }
+        | Request::Wait { .. }
+        | Request::Supervise { .. }
+        | Request::Delete { .. } => {
             return Err(Error::State("this request is answered elsewhere".into()));
         }
     }
@@ -205,21 +244,4 @@ async fn supervise(stream: UnixStream, host: Rc<Host>, pid: u32, exec: Option<St
             eprintln!("{}", error.chain());
         }
     }
-}
-
-async fn delete(host: &Host, force: bool) -> Result<()> {
-    let status = host.journal.status();
-    if !force && status != Status::Stopped {
-        return Err(invalid(format!("cannot delete container {} that is not stopped: {status}", host.container())));
-    }
-    // Nothing in the guest is worth a conversation: its processes are gone or shall be, and what they wrote to shared files
-    // was written through when they wrote it.
-    host.sandbox.stop().await;
-    host.journal.update_or_log(|state| {
-        state.status = Status::Stopped;
-        state.pid = 0;
-    });
-    // The name must be free for new callers before the caller is told; the rest is the caller's to remove.
-    let _ = std::fs::remove_file(host.journal.dir().file("sock"));
-    Ok(())
 }

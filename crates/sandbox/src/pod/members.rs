@@ -50,7 +50,9 @@ impl Sandbox {
     pub(super) fn choose_pids(&self, id: &str, spec: &mut Spec) -> Result<()> {
         let namespaces = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut());
         let mut namespaces = namespaces.into_iter().flatten();
-        let Some(wanted) = namespaces.find(|found| found.typ() == LinuxNamespaceType::Pid && found.path().is_some())
+        let is_open = |path: &std::path::PathBuf| !path.to_string_lossy().starts_with(CONTAINER_NAMESPACE);
+        let Some(wanted) = namespaces
+            .find(|found| found.typ() == LinuxNamespaceType::Pid && found.path().as_ref().is_some_and(is_open))
         else {
             return Ok(());
         };
