@@ -32,15 +32,46 @@ pub struct Disk {
 pub struct Nic {
     /// Name of it, unique among the machine's interfaces: 1 to 20 letters, digits, `.`, `_` and `-`. The guest does not see it.
     pub id: String,
-    /// Queues of one tap or macvtap device, with headers of virtio (`IFF_VNET_HDR`): a descriptor for each pair of queues.
-    /// With several, they must be new: QEMU aborts on a queue that a machine left disabled.
-    pub taps: Vec<OwnedFd>,
-    /// As many descriptors of `/dev/vhost-net`, so that the host's kernel moves the packets; or none, and QEMU does.
-    pub vhost: Vec<OwnedFd>,
+    /// What its frames come from and go to.
+    pub link: Link,
     /// Address of it, by which the guest finds it.
     pub mac: [u8; 6],
     /// Size of the largest packet, which the guest's driver then takes over.
     pub mtu: Option<u16>,
+}
+
+/// What is at the host's end of a [`Nic`].
+#[derive(Debug)]
+pub enum Link {
+    /// A tap or macvtap device.
+    Tap {
+        /// Its queues, with headers of virtio (`IFF_VNET_HDR`): a descriptor for each pair of them.
+        /// With several, they must be new: QEMU aborts on a queue that a machine left disabled.
+        queues: Vec<OwnedFd>,
+        /// As many descriptors of `/dev/vhost-net`, so that the host's kernel moves the packets; or none, and QEMU does.
+        vhost: Vec<OwnedFd>,
+    },
+    /// A connected Unix stream socket with a process at its other end. Each frame follows its length, four bytes in network byte order,
+    /// as passt(1) has it.
+    Stream(OwnedFd),
+}
+
+impl Link {
+    /// Descriptors of the queues, and of vhost.
+    pub(crate) fn into_descriptors(self) -> [Vec<OwnedFd>; 2] {
+        match self {
+            Self::Tap { queues, vhost } => [queues, vhost],
+            Self::Stream(socket) => [vec![socket], Vec::new()],
+        }
+    }
+
+    /// The same, where they are.
+    pub(crate) fn descriptors(&self) -> [&[OwnedFd]; 2] {
+        match self {
+            Self::Tap { queues, vhost } => [queues, vhost],
+            Self::Stream(socket) => [std::slice::from_ref(socket), &[]],
+        }
+    }
 }
 
 /// What a disk is kept in.
@@ -82,16 +113,17 @@ impl Disk {
 impl Nic {
     /// Finds what would make the hypervisor refuse it.
     pub(crate) fn check(&self) -> Result<()> {
-        let Self { id, taps, vhost, mac, mtu } = self;
+        let Self { id, link, mac, mtu } = self;
+        let [queues, vhost] = link.descriptors();
         check_name("interface's name", id)?;
         let refuse = |value: String, expected: &str| {
             let value = format!("{id}: {value}");
             Err(Error::Setting { setting: "network interface", value, expected: expected.into() })
         };
-        if taps.is_empty() || taps.len() > MAX_QUEUES {
-            return refuse(format!("{} taps", taps.len()), "an interface has 1 to 64 pairs of queues");
+        if queues.is_empty() || queues.len() > MAX_QUEUES {
+            return refuse(format!("{} taps", queues.len()), "an interface has 1 to 64 pairs of queues");
         }
-        if !vhost.is_empty() && vhost.len() != taps.len() {
+        if !vhost.is_empty() && vhost.len() != queues.len() {
             return refuse(format!("{} vhost descriptors", vhost.len()), "there are as many as taps, or none");
         }
         // The first bit is a group's, and a host's address is never all zeros.
@@ -137,9 +169,10 @@ mod tests {
 
     use super::*;
 
-    pub(crate) fn nic(taps: usize, vhost: usize) -> Nic {
+    fn nic(taps: usize, vhost: usize) -> Nic {
         let fds = |count| (0..count).map(|_| File::open("/dev/null").unwrap().into()).collect();
-        Nic { id: "eth0".into(), taps: fds(taps), vhost: fds(vhost), mac: [2, 0, 0, 0, 0, 1], mtu: Some(1500) }
+        let link = Link::Tap { queues: fds(taps), vhost: fds(vhost) };
+        Nic { id: "eth0".into(), link, mac: [2, 0, 0, 0, 0, 1], mtu: Some(1500) }
     }
 
     #[test]

@@ -72,7 +72,7 @@ use tokio::net::UnixStream;
 
 pub use accelerator::{Accelerator, Choice, choose_accelerator};
 pub use arch::Arch;
-pub use devices::{Disk, Nic};
+pub use devices::{Disk, Link, Nic};
 pub use error::Error;
 pub use exit::{ExitCause, ExitReason};
 pub use qemu::{Qemu, QemuConfig};

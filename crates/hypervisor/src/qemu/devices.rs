@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::args::Bus;
 use crate::{
-    Disk, Nic,
+    Disk, Link, Nic,
     devices::{Backing, mac_text},
 };
 
@@ -121,9 +121,31 @@ pub(super) fn disk_frontend(disk: &Disk, place: Place) -> Value {
     device
 }
 
+/// How frames reach an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Backend {
+    Tap,
+    Stream,
+}
+
+impl Backend {
+    pub(super) fn of(nic: &Nic) -> Self {
+        match nic.link {
+            Link::Tap { .. } => Self::Tap,
+            Link::Stream(_) => Self::Stream,
+        }
+    }
+}
+
 /// What is behind an interface: descriptors, by their numbers or the names that QEMU was told.
-pub(super) fn nic_backend(nic: &Nic, taps: &[String], vhost: &[String]) -> Value {
-    let mut backend = json!({ "type": "tap", "id": Name::nic(&nic.id).id(), "fds": taps.join(":") });
+pub(super) fn nic_backend(id: &str, backend: Backend, queues: &[String], vhost: &[String]) -> Value {
+    let id = Name::nic(id).id();
+    let mut backend = match backend {
+        Backend::Tap => json!({ "type": "tap", "id": id, "fds": queues.join(":") }),
+        Backend::Stream => {
+            json!({ "type": "stream", "id": id, "server": false, "addr": { "type": "fd", "str": queues.join(":") } })
+        }
+    };
     if !vhost.is_empty() {
         backend["vhost"] = true.into();
         backend["vhostfds"] = vhost.join(":").into();
@@ -145,7 +167,8 @@ pub(super) fn nic_frontend(nic: &Nic, place: Place) -> Value {
         // Nobody boots from it.
         device["romfile"] = "".into();
     }
-    let pairs = nic.taps.len();
+    let [queues, _] = nic.link.descriptors();
+    let pairs = queues.len();
     if pairs > 1 {
         device["mq"] = true.into();
         if place != Place::Fixed(Bus::Mmio) {
@@ -186,17 +209,19 @@ mod tests {
     fn interfaces_are_described() {
         let nic = |taps| Nic {
             id: "eth0".into(),
-            taps: (0..taps).map(|_| File::open("/dev/null").unwrap().into()).collect(),
-            vhost: Vec::new(),
+            link: Link::Tap {
+                queues: (0..taps).map(|_| File::open("/dev/null").unwrap().into()).collect(),
+                vhost: Vec::new(),
+            },
             mac: [2, 0, 0, 0, 0, 0x1f],
             mtu: Some(1400),
         };
         let strings = |all: &[&str]| all.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
         let one = nic(1);
-        let backend = nic_backend(&one, &strings(&["5"]), &[]);
+        let backend = nic_backend("eth0", Backend::of(&one), &strings(&["5"]), &[]);
         assert_eq!(backend, json!({ "type": "tap", "id": "nic-eth0", "fds": "5" }));
         let two = nic(2);
-        let backend = nic_backend(&two, &strings(&["a", "b"]), &strings(&["c", "d"]));
+        let backend = nic_backend("eth0", Backend::of(&two), &strings(&["a", "b"]), &strings(&["c", "d"]));
         let expected = json!({ "type": "tap", "id": "nic-eth0", "fds": "a:b", "vhost": true, "vhostfds": "c:d" });
         assert_eq!(backend, expected);
         let expected = json!({
@@ -204,6 +229,10 @@ mod tests {
             "mac": "02:00:00:00:00:1f", "host_mtu": 1400, "romfile": "", "mq": true, "vectors": 6,
         });
         assert_eq!(nic_frontend(&two, Place::Fixed(Bus::Pci)), expected);
+        let stream = Nic { link: Link::Stream(File::open("/dev/null").unwrap().into()), ..nic(1) };
+        let expected =
+            json!({ "type": "stream", "id": "nic-eth0", "server": false, "addr": { "type": "fd", "str": "7" } });
+        assert_eq!(nic_backend("eth0", Backend::of(&stream), &strings(&["7"]), &[]), expected);
         let device = nic_frontend(&one, Place::Fixed(Bus::Mmio));
         assert_eq!(
             (&device["driver"], &device["romfile"], &device["mq"]),

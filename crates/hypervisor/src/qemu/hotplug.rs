@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     args::MoreVcpus,
-    devices::{Kind, Name, disk_backend, disk_frontend, nic_backend, nic_frontend},
+    devices::{Backend, Kind, Name, disk_backend, disk_frontend, nic_backend, nic_frontend},
     inventory::{Inventory, MEMORY_STEP_MIB, Plugged},
     qmp::Qmp,
 };
@@ -145,20 +145,21 @@ impl Hotplug {
     }
 
     /// Named descriptors, a backend that takes them, a device on the backend.
-    async fn plug_nic(&self, mut nic: Nic, plugged: Plugged) -> std::result::Result<(), Failed> {
+    async fn plug_nic(&self, nic: Nic, plugged: Plugged) -> std::result::Result<(), Failed> {
         let device = nic_frontend(&nic, plugged.place);
         let name = Name::nic(&nic.id).id();
         let mut passed = Vec::new();
-        let (taps, vhost) = (std::mem::take(&mut nic.taps), std::mem::take(&mut nic.vhost));
+        let backend = Backend::of(&nic);
+        let [queues, vhost] = nic.link.into_descriptors();
         let handed = async {
-            let taps = self.pass_all(taps, &format!("{name}-tap"), &mut passed).await?;
+            let queues = self.pass_all(queues, &format!("{name}-queue"), &mut passed).await?;
             let vhost = self.pass_all(vhost, &format!("{name}-vhost"), &mut passed).await?;
-            Ok((taps, vhost))
+            Ok((queues, vhost))
         };
         let handed: Result<_> = handed.await;
         let (step, made) = match handed {
-            Ok((taps, vhost)) => {
-                let made = self.qmp.call("netdev_add", nic_backend(&nic, &taps, &vhost)).await;
+            Ok((queues, vhost)) => {
+                let made = self.qmp.call("netdev_add", nic_backend(&nic.id, backend, &queues, &vhost)).await;
                 ("set up its queues", made.map(drop))
             }
             Err(error) => ("hand over its descriptors", Err(error)),

@@ -216,14 +216,14 @@ impl Qemu {
             nics: config
                 .nics
                 .iter()
-                .map(|nic| [&nic.taps, &nic.vhost].map(|fds| fds.iter().map(number).collect()))
+                .map(|nic| nic.link.descriptors().map(|fds| fds.iter().map(number).collect()))
                 .collect(),
         };
         let arguments = args::arguments(&self.config, &inventory, &config, image.disk(), &descriptors)?;
         let mut inherit = vec![qmp_theirs, console_theirs, channel_theirs, kernel, image_file];
         inherit.extend(config.shared_fs.take().map(|fs| fs.socket));
         inherit.extend(config.disks.drain(..).map(|disk| disk.file));
-        inherit.extend(config.nics.drain(..).flat_map(|nic| nic.taps.into_iter().chain(nic.vhost)));
+        inherit.extend(config.nics.drain(..).flat_map(|nic| nic.link.into_descriptors().into_iter().flatten()));
 
         let mut command = Command::new(&self.config.path);
         let stdout = stderr_theirs.try_clone().map_err(Error::io("duplicate a descriptor"))?;

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
-use hypervisor::{Disk, Nic};
+use hypervisor::{Disk, Link, Nic};
 use tempfile::NamedTempFile;
 
 use super::{tap::Tap, *};
@@ -93,7 +93,12 @@ fn disk(serial: &str, path: &Path, read_only: bool) -> Disk {
 }
 
 fn nic(id: &str, taps: Vec<OwnedFd>, last: u8) -> Nic {
-    Nic { id: id.into(), taps, vhost: Vec::new(), mac: [2, 0, 0, 0, 0, last], mtu: Some(1400) }
+    Nic {
+        id: id.into(),
+        link: Link::Tap { queues: taps, vhost: Vec::new() },
+        mac: [2, 0, 0, 0, 0, last],
+        mtu: Some(1400),
+    }
 }
 
 fn first_bytes(path: &Path) -> Vec<u8> {

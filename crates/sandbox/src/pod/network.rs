@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, rc::Rc, time::Duration};
 
 use agent_api::{Request, network::Network};
 use config::Internetworking;
-use hypervisor::Nic;
+use hypervisor::{Link, Nic};
 use network::{Mirror, Model, Watch};
 
 use super::Sandbox;
@@ -82,8 +82,7 @@ impl PodNetwork {
         self.next += 1;
         let nic = Nic {
             id: id.clone(),
-            taps: std::mem::take(&mut mirror.taps),
-            vhost: std::mem::take(&mut mirror.vhost),
+            link: Link::Tap { queues: std::mem::take(&mut mirror.taps), vhost: std::mem::take(&mut mirror.vhost) },
             mac: mirror.mac,
             // The guest is told with the rest; a device's own would be the most that it could ever have.
             mtu: None,

@@ -6,7 +6,7 @@ use super::{Arguments, Descriptors, Places, virtio};
 use crate::{
     Result, VmConfig,
     qemu::{
-        devices::{self, BRIDGE, Name},
+        devices::{self, BRIDGE, Backend, Name},
         hotplug::{MEMORY_BACKEND, MEMORY_DEVICE},
         inventory::{Inventory, MEMORY_STEP_MIB},
     },
@@ -75,9 +75,9 @@ impl Arguments {
             self.pair("-blockdev", devices::disk_backend(disk, disk.check()?, plugged.set));
             self.device(devices::disk_frontend(disk, plugged.place));
         }
-        for (nic, [taps, vhost]) in vm.nics.iter().zip(&fds.nics) {
+        for (nic, [queues, vhost]) in vm.nics.iter().zip(&fds.nics) {
             let plugged = inventory.find(&Name::nic(&nic.id))?;
-            self.pair("-netdev", devices::nic_backend(nic, &texts(taps), &texts(vhost)));
+            self.pair("-netdev", devices::nic_backend(&nic.id, Backend::of(nic), &texts(queues), &texts(vhost)));
             self.device(devices::nic_frontend(nic, plugged.place));
         }
         Ok(())

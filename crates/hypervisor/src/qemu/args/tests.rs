@@ -168,7 +168,8 @@ fn devices_from_the_start_have_their_descriptors() {
     let file = tempfile::tempfile().unwrap();
     let disk = crate::Disk { serial: "data".into(), file: file.into(), read_only: false };
     let null = || std::fs::File::open("/dev/null").unwrap().into();
-    let nic = crate::Nic { id: "e".into(), taps: vec![null(), null()], vhost: vec![], mac: [2; 6], mtu: None };
+    let link = crate::Link::Tap { queues: vec![null(), null()], vhost: vec![] };
+    let nic = crate::Nic { id: "e".into(), link, mac: [2; 6], mtu: None };
     let vm = VmConfig { disks: vec![disk], nics: vec![nic], ..vm(false) };
     let fds = Descriptors { disks: vec![20], nics: vec![[vec![21, 22], vec![]]], ..FDS };
     let args = arguments(&qemu(Accelerator::Tcg), q35(), &vm, &fds);
