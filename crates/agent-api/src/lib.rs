@@ -29,7 +29,7 @@ pub mod storage;
 pub use messages::*;
 
 /// Version of the protocol. Host and guest must agree on it exactly.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Name of the virtio-serial port the channel runs over, as seen in `/sys/class/virtio-ports/*/name`.
 pub const CHANNEL_PORT: &str = "io.katacontainers.channel";

@@ -132,6 +132,8 @@ pub enum RequestOf<S, P, R> {
     },
     /// Asks for figures of the guest and the agent. Answered by [`Reply::Metrics`].
     Metrics,
+    /// Asks which TCP ports are listened on in the guest. Answered by [`Reply::Listeners`].
+    Listeners,
 }
 
 impl<S, P, R> RequestOf<S, P, R> {
@@ -159,6 +161,7 @@ impl<S, P, R> RequestOf<S, P, R> {
             Self::Dial { .. } => "dial",
             Self::ServeNames { .. } => "serve_names",
             Self::Metrics => "metrics",
+            Self::Listeners => "listeners",
         }
     }
 }
@@ -210,8 +213,19 @@ pub enum Reply {
     Event(Event),
     /// To [`Request::Metrics`], in the text format of Prometheus.
     Metrics(String),
+    /// To [`Request::Listeners`], in order.
+    Listeners(Vec<Listener>),
     /// The call failed and changed nothing that lasts.
     Fault(Fault),
+}
+
+/// A TCP port that is listened on at each address of the guest, or at each of its loopback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Listener {
+    /// The port.
+    pub port: u16,
+    /// Only by the guest itself.
+    pub loopback: bool,
 }
 
 /// Something that happened in the guest.

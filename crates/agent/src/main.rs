@@ -29,6 +29,7 @@ mod error;
 mod events;
 mod fault;
 mod io;
+mod listeners;
 mod log;
 mod metrics;
 mod names;

@@ -12,7 +12,7 @@ use crate::fault::{fault, internal};
 use crate::io::BoxStream;
 use crate::log::chain;
 use crate::spec::Request;
-use crate::{boot, container, dial, names, online, pod, storage};
+use crate::{boot, container, dial, listeners, names, online, pod, storage};
 
 /// Serves every stream until the channel ends.
 pub async fn serve(agent: Rc<Agent>, mut acceptor: Acceptor) {
@@ -148,6 +148,7 @@ async fn reply_to(agent: &Rc<Agent>, request: Request, stream: &mut BoxStream) -
         Request::Statistics { container } => {
             Ok(Reply::Statistics(Box::new(agent.containers.get(&container)?.statistics())))
         }
+        Request::Listeners => Ok(Reply::Listeners(listeners::listeners()?)),
         Request::Online { vcpus } => {
             online::online(vcpus).await?;
             Ok(Reply::Done)

@@ -136,6 +136,8 @@ pub enum Internetworking {
     TcFilter,
     /// Each has a macvtap on top of it.
     Macvtap,
+    /// As `TcFilter`. A container that asks for the host's network, which is refused otherwise, is given it behind passt(1).
+    Passt,
     /// None does: the guest has its loopback only.
     None,
 }

@@ -66,6 +66,22 @@ pub enum Error {
         /// What it has that a plain route has not.
         what: &'static str,
     },
+    /// The host's network leads nowhere.
+    #[error(
+        "the host has no default route by an interface with an address, so passt has no network for a guest; give the container a network of its own"
+    )]
+    NoDefaultRoute,
+    /// passt did not start.
+    #[error(
+        "cannot start passt ({}), which internetworking_model = \"passt\" needs for the host's network; install it (apt install passt)",
+        program.display()
+    )]
+    Passt {
+        /// The program.
+        program: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// A number of queues that no device has.
     #[error("{queues} queues were asked for an interface: expected 1 to {most}")]
     Queues {

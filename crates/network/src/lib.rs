@@ -9,6 +9,7 @@
 //! * [`scan`] says what it shows, in the terms in which the guest is told.
 //! * [`mirror`] gives an interface's taps. Dropping the [`Mirror`] removes all of it again.
 //! * [`Watch`] says when to scan again.
+//! * [`Passt`] gives a guest the host's own network, of which it has no interface.
 //! * [`Forwarder`] takes the connections that are made to the namespace's loopback, behind which only the guest has anybody.
 //!
 //! Everything but [`Namespace`] works on the namespace that the calling thread is in, and keeps working on it when the
@@ -18,6 +19,7 @@ mod error;
 mod forward;
 mod mirror;
 mod namespace;
+mod passt;
 mod ports;
 mod scan;
 mod sys;
@@ -27,6 +29,7 @@ pub use error::Error;
 pub use forward::Forwarder;
 pub use mirror::{Mirror, Model, mirror};
 pub use namespace::Namespace;
+pub use passt::Passt;
 pub use ports::{OWN_PORTS, own_ports};
 pub use scan::scan;
 pub use watch::Watch;

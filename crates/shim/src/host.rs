@@ -191,7 +191,7 @@ impl Hosted {
                 journal: journal_of,
                 observer,
                 pod,
-                network: true,
+                network: pod::GuestNetwork::Namespace,
                 disks,
                 begun_ns,
             };

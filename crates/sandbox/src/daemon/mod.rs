@@ -33,7 +33,7 @@ use crate::{
     journal::{Journal, Recorder},
     launch::Boot,
     passing,
-    pod::{Birth, Io, Sandbox},
+    pod::{Birth, GuestNetwork, Io, Sandbox},
     store::{ProcessRef, StateDir, Status},
     sys,
     translate::{Parts, Prepared},
@@ -154,7 +154,7 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
         journal: journal.clone(),
         observer: recorder.clone(),
         pod: None,
-        network: network.is_some(),
+        network: if network.is_some() { GuestNetwork::Namespace } else { GuestNetwork::None },
         disks,
         begun_ns,
     })

@@ -29,7 +29,7 @@ impl Sandbox {
     }
 }
 
-async fn pass(sandbox: Weak<Sandbox>, mut connection: TcpStream, port: u16) {
+pub(super) async fn pass(sandbox: Weak<Sandbox>, mut connection: TcpStream, port: u16) {
     let Some(sandbox) = sandbox.upgrade() else { return };
     match sandbox.dial(port).await {
         // However it ends, both sides are closed then.

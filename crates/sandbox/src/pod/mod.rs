@@ -22,6 +22,7 @@ mod members;
 mod names;
 mod network;
 mod pinning;
+mod publish;
 mod size;
 mod volumes;
 
@@ -74,12 +75,23 @@ pub struct Birth {
     pub observer: Rc<dyn Observer>,
     /// What its containers share, if they do.
     pub pod: Option<Pod>,
-    /// Whether the guest is to have the interfaces of the network namespace that the calling thread is in.
-    pub network: bool,
+    /// Where the guest's network comes from.
+    pub network: GuestNetwork,
     /// Disks of its first container ([`Prepared::take_disks`]), so that they need not be plugged.
     pub disks: FirstDisks,
     /// `CLOCK_MONOTONIC` when the caller began, nanoseconds; the timeline counts from it.
     pub begun_ns: u64,
+}
+
+/// Where a guest's network comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestNetwork {
+    /// It has its loopback only.
+    None,
+    /// The network namespace that the calling thread is in, whose interfaces it is given.
+    Namespace,
+    /// The host's, which the calling thread is in, behind passt(1).
+    Host,
 }
 
 /// A running sandbox. See the [module](self).
@@ -112,7 +124,11 @@ impl Sandbox {
         let shared = SharedDir::create(&journal.dir().file("shared"))?;
         let begun = async {
             let model = plan.config.runtime.internetworking_model;
-            let network = if network { PodNetwork::open(model, demand.vcpus)? } else { None };
+            let network = match network {
+                GuestNetwork::None => None,
+                GuestNetwork::Namespace => PodNetwork::open(model, demand.vcpus)?,
+                GuestNetwork::Host => Some(PodNetwork::of_host()?),
+            };
             let (network, nics) = network.map_or((None, Vec::new()), |(network, nics)| (Some(network), nics));
             timeline.mark("network-mirrored");
             let order = Order {

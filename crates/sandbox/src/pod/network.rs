@@ -3,15 +3,18 @@
 //! The hosting process is in the namespace. What changes there while the sandbox runs is followed: an interface that comes gets
 //! a NIC, one that goes takes its NIC with it, and the guest's addresses, routes and neighbours stay those of the namespace.
 
-use std::{collections::BTreeMap, rc::Rc, time::Duration};
+use std::{collections::BTreeMap, path::Path, rc::Rc, time::Duration};
 
 use agent_api::{Request, network::Network};
 use config::Internetworking;
 use hypervisor::{Link, Nic};
-use network::{Mirror, Model, Watch};
+use network::{Mirror, Model, Passt, Watch};
 
 use super::Sandbox;
-use crate::{Error, Result};
+use crate::{Error, Result, plan::vmm_uid};
+
+/// Found on the path.
+const PASST: &str = "passt";
 
 /// How long after a change the namespace is looked at: changes come in bursts.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -24,8 +27,16 @@ struct Plugged {
     id: String,
 }
 
-/// What a sandbox knows of its network.
-pub(super) struct PodNetwork {
+/// Where a sandbox's network comes from.
+pub(super) enum PodNetwork {
+    /// A network namespace of its own.
+    Mirrored(Mirrored),
+    /// The host's, behind passt.
+    Host(Passt),
+}
+
+/// What a sandbox knows of the interfaces of its namespace.
+pub(super) struct Mirrored {
     model: Model,
     queues: u16,
     plugged: BTreeMap<String, Plugged>,
@@ -38,8 +49,50 @@ pub(super) struct PodNetwork {
 }
 
 impl PodNetwork {
-    /// Lets answers of name servers through to the namespace's own stack, on every interface that there is and that will be.
+    /// Gives the machine's first NICs.
+    pub(super) fn open(model: Internetworking, vcpus: u32) -> Result<Option<(Self, Vec<Nic>)>> {
+        let model = match model {
+            Internetworking::TcFilter | Internetworking::Passt => Model::TcFilter,
+            Internetworking::Macvtap => Model::Macvtap,
+            Internetworking::None => return Ok(None),
+        };
+        if !network::Namespace::current()?.is_host()? {
+            let (mirrored, nics) = Mirrored::open(model, vcpus)?;
+            return Ok(Some((Self::Mirrored(mirrored), nics)));
+        }
+        Err(Error::State(
+            "this process is in the host's network namespace, whose interfaces are not for a guest; a namespace of the sandbox's own is expected"
+                .into(),
+        ))
+    }
+
+    /// The host's network, which the calling thread is in. Gives the machine's NIC.
+    pub(super) fn of_host() -> Result<(Self, Vec<Nic>)> {
+        let mut passt = Passt::start(Path::new(PASST), vmm_uid())?;
+        let link = passt.socket.take().map(Link::Stream);
+        let nics = link.map(|link| Nic { id: "passt".into(), link, mac: passt.mac, mtu: None });
+        Ok((Self::Host(passt), nics.into_iter().collect()))
+    }
+
+    /// Lets the namespace's own stack have answers of name servers. The host's has them anyway.
     pub(super) fn share_names(&mut self) -> Result<()> {
+        match self {
+            Self::Mirrored(mirrored) => mirrored.share_names(),
+            Self::Host(_) => Ok(()),
+        }
+    }
+
+    fn told(&self) -> &Network {
+        match self {
+            Self::Mirrored(mirrored) => &mirrored.told,
+            Self::Host(passt) => &passt.network,
+        }
+    }
+}
+
+impl Mirrored {
+    /// Lets answers of name servers through to the namespace's own stack, on every interface that there is and that will be.
+    fn share_names(&mut self) -> Result<()> {
         network::own_ports()?;
         self.names = true;
         for plugged in self.plugged.values_mut() {
@@ -48,19 +101,8 @@ impl PodNetwork {
         Ok(())
     }
 
-    /// Mirrors the interfaces that there are. Gives the machine's first NICs.
-    pub(super) fn open(model: Internetworking, vcpus: u32) -> Result<Option<(Self, Vec<Nic>)>> {
-        let model = match model {
-            Internetworking::TcFilter => Model::TcFilter,
-            Internetworking::Macvtap => Model::Macvtap,
-            Internetworking::None => return Ok(None),
-        };
-        if network::Namespace::current()?.is_host()? {
-            return Err(Error::State(
-                "this process is in the host's network namespace, whose interfaces are not for a guest; a namespace of the sandbox's own is expected"
-                    .into(),
-            ));
-        }
+    /// Mirrors the interfaces that there are.
+    fn open(model: Model, vcpus: u32) -> Result<(Self, Vec<Nic>)> {
         // Before the first look, so that nothing is missed.
         let watch = Watch::open()?;
         let told = network::scan()?;
@@ -69,7 +111,7 @@ impl PodNetwork {
             Self { model, queues, plugged: BTreeMap::new(), told, next: 0, watch: Some(watch), names: false };
         let names: Vec<String> = network.told.interfaces.iter().map(|interface| interface.name.clone()).collect();
         let nics = names.iter().map(|name| network.plug(name)).collect::<Result<_>>()?;
-        Ok(Some((network, nics)))
+        Ok((network, nics))
     }
 
     /// Gives an interface a tap, and the NIC that goes with it.
@@ -107,13 +149,16 @@ impl PodNetwork {
 impl Sandbox {
     /// Tells the guest of the network it was booted with, and follows the namespace from now on.
     pub(super) async fn settle_network(self: &Rc<Self>) -> Result<()> {
-        let (told, watch) = match &mut *self.network.lock().await {
-            Some(network) => (network.told.clone(), network.watch.take()),
-            None => return Ok(()),
-        };
-        self.configure_network(told).await?;
-        if let Some(watch) = watch {
-            tokio::task::spawn_local(follow(Rc::downgrade(self), watch));
+        let mut guard = self.network.lock().await;
+        let Some(network) = &mut *guard else { return Ok(()) };
+        self.configure_network(network.told().clone()).await?;
+        match network {
+            PodNetwork::Mirrored(mirrored) => {
+                if let Some(watch) = mirrored.watch.take() {
+                    tokio::task::spawn_local(follow(Rc::downgrade(self), watch));
+                }
+            }
+            PodNetwork::Host(_) => drop(tokio::task::spawn_local(super::publish::publish(Rc::downgrade(self)))),
         }
         Ok(())
     }
@@ -134,7 +179,7 @@ impl Sandbox {
 
     async fn sync_interfaces(&self) -> Result<()> {
         let mut guard = self.network.lock().await;
-        let Some(network) = &mut *guard else { return Ok(()) };
+        let Some(PodNetwork::Mirrored(network)) = &mut *guard else { return Ok(()) };
         let now = network::scan()?;
         for name in network.gone(&now) {
             if let Some(Plugged { mirror, id }) = network.plugged.remove(&name) {
@@ -165,7 +210,8 @@ impl Sandbox {
 
     /// Takes the taps away again. The namespace is then as it was found.
     pub(super) async fn close_network(&self) {
-        let Some(network) = self.network.lock().await.take() else { return };
+        // passt ends with what it is kept in.
+        let Some(PodNetwork::Mirrored(network)) = self.network.lock().await.take() else { return };
         for (_, plugged) in network.plugged {
             if let Err(error) = plugged.mirror.undo() {
                 // The namespace, and all in it, may be gone.
