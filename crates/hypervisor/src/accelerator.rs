@@ -79,10 +79,19 @@ fn foreign_warning(reason: &str) -> String {
 }
 
 fn warning(reason: &str) -> String {
+    let opened = fs::OpenOptions::new().read(true).write(true).open(DEVICE);
+    let remedy = match opened {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            "Give this user the device (usermod --append --groups kvm USER, and log in anew)"
+        }
+        _ => {
+            "On a machine of its own, enable virtualisation in the firmware and load kvm_intel or kvm_amd; in a virtual machine, nested \
+             virtualisation must be enabled outside"
+        }
+    };
     format!(
-        "KVM cannot be used: {reason}. The guest's processor is emulated instead, which is many times slower. On a machine of its own, \
-         enable virtualisation in the firmware and load kvm_intel or kvm_amd; in a virtual machine, nested virtualisation must be \
-         enabled outside. Set accelerator to \"tcg\" to emulate without this warning"
+        "KVM cannot be used: {reason}. The guest's processor is emulated instead, which is many times slower. {remedy}. Set accelerator to \
+         \"tcg\" to emulate without this warning"
     )
 }
 

@@ -40,6 +40,7 @@ pub mod daemon;
 mod error;
 mod files;
 pub mod hooks;
+mod identity;
 pub mod joining;
 pub mod journal;
 pub mod launch;

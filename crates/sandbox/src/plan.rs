@@ -9,11 +9,7 @@ use config::{Config, GuestImage};
 use hypervisor::Arch;
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
-
-/// First user id of virtual machine monitors: an otherwise unused range. The process id of who starts one is added, so that no two
-/// live sandboxes share one.
-const FIRST_VMM_UID: u32 = 0x6b00_0000;
+use crate::{Result, identity::vmm_uid};
 
 /// Where what is true for the whole host until it boots again is remembered.
 const CACHE_DIR: &str = "/run/kata-containers";
@@ -73,11 +69,6 @@ impl Plan {
         }
         params
     }
-}
-
-/// Who the virtual machine monitor of this process is.
-pub(crate) fn vmm_uid() -> Option<u32> {
-    rustix::process::geteuid().is_root().then(|| FIRST_VMM_UID + std::process::id())
 }
 
 fn choose_accelerator(config: &Config, guest: Arch, warn: &mut dyn FnMut(&str)) -> Result<bool> {

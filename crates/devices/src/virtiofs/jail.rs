@@ -94,7 +94,11 @@ pub(super) fn enter(shared_dir: &Path) -> Result<OwnedFd, Error> {
 
 /// Keeps what serving files needs, for good. To be called before there is a second thread.
 pub(super) fn give_up_privileges() -> Result<(), Error> {
-    rustix::thread::set_thread_groups(&[]).map_err(Error::step("leave the supplementary groups"))?;
+    match rustix::thread::set_thread_groups(&[]) {
+        // A user namespace may forbid it. Who has none need not leave any.
+        Err(rustix::io::Errno::PERM) if rustix::process::getgroups().is_ok_and(|groups| groups.is_empty()) => {}
+        left => left.map_err(Error::step("leave the supplementary groups"))?,
+    }
     for capability in CapabilitySet::all() {
         // One that this kernel does not know is EINVAL, and not there to be dropped.
         match rustix::thread::remove_capability_from_bounding_set(capability) {

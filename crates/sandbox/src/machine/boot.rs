@@ -15,8 +15,9 @@ use tokio::sync::watch;
 use super::{Machine, Observer, out_of_turn};
 use crate::{
     Error, Result,
+    identity::vmm_uid,
     journal::Journal,
-    plan::{Plan, vmm_uid},
+    plan::Plan,
     pod::Demand,
     store::ProcessRef,
     sys,

@@ -11,7 +11,7 @@ use hypervisor::{Link, Nic};
 use network::{Mirror, Model, Passt, Watch};
 
 use super::Sandbox;
-use crate::{Error, Result, plan::vmm_uid};
+use crate::{Error, Result, identity::vmm_uid};
 
 /// Found on the path.
 const PASST: &str = "passt";
