@@ -4,9 +4,6 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-/// Directory for the state of containers, unless another is named.
-pub const DEFAULT_ROOT: &str = "/run/kata-runtime";
-
 /// Run containers, each in a virtual machine of its own
 #[derive(Debug, Parser)]
 #[command(name = "kata-runtime", disable_help_subcommand = false, arg_required_else_help = false)]
@@ -24,9 +21,9 @@ pub struct Cli {
     /// Format of messages: text or json
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: String,
-    /// Directory for the state of containers
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_ROOT)]
-    pub root: PathBuf,
+    /// Directory for the state of containers [default: /run/kata-runtime, or $XDG_RUNTIME_DIR/kata-runtime for a user who is not root]
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
     /// Read the configuration from this file
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,

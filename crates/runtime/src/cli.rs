@@ -6,7 +6,7 @@ use clap::{CommandFactory, Parser, error::ErrorKind};
 use cmdline::runtime::{Cli, Command};
 use sandbox::store::Store;
 
-use crate::{Error, Result, commands, log::Log};
+use crate::{Error, Result, commands, log::Log, rootless};
 
 /// What every command is given.
 pub(crate) struct Context {
@@ -50,7 +50,8 @@ pub(crate) fn main(begun_ns: u64) -> ExitCode {
         log.fatal(&format!("--rootless {}: true, false or auto is expected", cli.rootless));
         return ExitCode::FAILURE;
     }
-    let context = Context { store: Store::new(cli.root), log, config_file: cli.config, begun_ns };
+    let root = cli.root.unwrap_or_else(rootless::state_root);
+    let context = Context { store: Store::new(root), log, config_file: cli.config, begun_ns };
     if cli.systemd_cgroup && matches!(command, Command::Create(_) | Command::Run(_)) {
         context
             .log
@@ -204,11 +205,6 @@ mod tests {
 
     fn parse(line: &str) -> Cli {
         Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"))
-    }
-
-    #[test]
-    fn the_default_root_is_the_sandboxs() {
-        assert_eq!(cmdline::runtime::DEFAULT_ROOT, sandbox::store::DEFAULT_ROOT);
     }
 
     #[test]

@@ -39,6 +39,7 @@ mod log;
 mod place;
 mod process_spec;
 mod pump;
+mod rootless;
 mod shim;
 mod signals;
 mod stdio;

@@ -22,7 +22,7 @@ use crate::{
     console,
     foreground::Foreground,
     place::{Network, Place},
-    shim,
+    rootless, shim,
     signals::Signals,
     stdio,
 };
@@ -52,6 +52,7 @@ struct Order {
 
 /// Checks all that can be checked before anything is started.
 fn check(context: &Context, id: &str, args: &CreateArgs, detached: bool) -> Result<Order> {
+    rootless::check()?;
     context.store.check_free(id)?;
     let dir = args.bundle.as_deref().unwrap_or(Path::new("."));
     let (bundle, joining) = Bundle::load_joining(dir, &context.store)?;
