@@ -32,6 +32,7 @@ test)
         "runc: the reference that the tests and the bench compare with"
         "${images[@]}"
         "iproute2: makes the network namespaces that tests run in"
+        "passt: the host's network for a guest"
         "createrepo-c: the tests' own rpm repository"
         "gpg: signs the tests' rpm packages"
         "gpg-agent: keeps the key that signs them"

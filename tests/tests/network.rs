@@ -3,13 +3,14 @@
 
 use std::{
     io::{Read, Write},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     path::PathBuf,
     process::Command,
     thread,
+    time::{Duration, Instant},
 };
 
-use e2e::{Bundle, Runtime, message, same};
+use e2e::{Background, Bundle, Runtime, message, same};
 use network::Namespace;
 
 fn ip(args: &str) {
@@ -101,6 +102,67 @@ fn interfaces_are_those_of_the_namespace_and_reach_their_neighbour_in_both_famil
     assert!(text.lines().count() == 2 && !text.contains("kata-tap"), "{text}");
 }
 
+/// `command` in a network namespace, which is then what it takes for the host's.
+fn on_host(netns: &str, command: &Command) -> Command {
+    let mut inside = Command::new("nsenter");
+    inside.arg(format!("--net=/run/netns/{netns}")).arg(command.get_program()).args(command.get_args());
+    inside.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?)))).stdin(std::process::Stdio::null());
+    inside
+}
+
+#[test]
+fn the_network_of_the_host_is_reached_behind_passt_and_reaches_the_container() {
+    let cable = Cable::new("host");
+    ip(&format!("-n {} -6 route add default via 2001:db8::2", cable.ours));
+    let script = "for host in 192.0.2.2 2001:db8::2; do exec 3<>/dev/tcp/$host/7; printf hello >&3; cat <&3; done; \
+                  exec perl -MIO::Socket -e 'my $s = IO::Socket::INET->new(Listen => 5, LocalPort => 8080, ReuseAddr => 1) or die $!; \
+                  for (1..2) { my $c = $s->accept; print $c \"from within\\n\"; close $c }'";
+    let mut bundle = Bundle::new(["bash", "-c", script]);
+    bundle.edit(|config| {
+        config["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "network");
+    });
+    let mut shown = Vec::new();
+    for runtime in [Runtime::kata_with("[runtime]\ninternetworking_model = \"passt\"\n"), Runtime::runc()] {
+        let greeter = cable.greet(2);
+        let mut command = on_host(&cable.ours, &runtime.command(["run", "--bundle", bundle.arg(), "host"]));
+        let container = Background::start(&mut command);
+        let mut answers = Vec::new();
+        for (netns, address) in [(&cable.theirs, "192.0.2.1:8080"), (&cable.ours, "127.0.0.1:8080")] {
+            answers.push(ask(netns, address));
+        }
+        let output = container.finish();
+        assert_eq!(output.code, 0, "{}", output.stderr);
+        greeter.join().unwrap();
+        shown.push((output.text(), answers));
+    }
+    assert_eq!(shown[0], shown[1]);
+    assert_eq!(shown[0].1, ["from within\n", "from within\n"]);
+    // The host's port is free again, and no passt is left in its network.
+    let free = Namespace::open(format!("/run/netns/{}", cable.ours)).unwrap();
+    thread::spawn(move || free.enter().map(|()| TcpListener::bind("0.0.0.0:8080").unwrap())).join().unwrap().unwrap();
+}
+
+/// What a server says as soon as there is one.
+fn ask(netns: &str, address: &'static str) -> String {
+    let namespace = Namespace::open(format!("/run/netns/{netns}")).unwrap();
+    let asking = thread::spawn(move || {
+        namespace.enter().unwrap();
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            let mut said = String::new();
+            if let Ok(mut stream) = TcpStream::connect(address)
+                && stream.read_to_string(&mut said).is_ok()
+                && !said.is_empty()
+            {
+                return said;
+            }
+            assert!(Instant::now() < end, "nobody answers at {address}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    });
+    asking.join().unwrap()
+}
+
 #[test]
 fn the_network_of_the_host_is_refused_in_words() {
     let path = format!("/proc/{}/ns/net", std::process::id());
@@ -108,5 +170,16 @@ fn the_network_of_the_host_is_refused_in_words() {
     let output = Runtime::kata().run(["run", "--bundle", bundle.arg(), "host"]);
     assert_eq!(output.code, 1);
     let text = message(&output.stderr);
+    let mut without = Bundle::new(["true"]);
+    without.edit(|config| {
+        config["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "network");
+    });
+    let refused = Runtime::kata().run(["run", "--bundle", without.arg(), "host"]);
+    assert_eq!(refused.code, 1);
+    assert!(
+        refused.stderr.contains("asks for the host's network") && refused.stderr.contains("passt"),
+        "{}",
+        refused.stderr
+    );
     assert!(text.contains(&format!("{path} is the host's; a virtual machine cannot share it")), "{text}");
 }

@@ -4,7 +4,7 @@
 //! passt ends when the machine closes its end of the socket, so it leaves nothing behind even if this process is killed.
 
 use std::io::Read;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -20,6 +20,10 @@ use crate::error::Error;
 const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];
 /// passt's own largest packet: frames stay in memory, so the larger the better.
 const MTU: u32 = 65520;
+/// The guest's routers. passt takes their addresses for the host's loopback, so they cannot be those of the host's routers, which may have
+/// services of their own.
+const ROUTERS: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(169, 254, 2, 1)), IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 2, 1))];
 /// `RT_TABLE_MAIN`, `RTN_UNICAST`, `RTPROT_STATIC`, `RT_SCOPE_LINK`.
 const MAIN: u32 = 254;
 const UNICAST: u8 = 1;
@@ -57,6 +61,8 @@ impl Passt {
             command.args(["--runas", &format!("{user}:{user}")]);
         }
         command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::piped()).current_dir("/").env_clear();
+        // Where it is looked for.
+        command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
         let child = command.spawn().map_err(failed)?;
         Ok(Self { child, socket: Some(ours.into()), mac: MAC, network: uplink.network() })
     }
@@ -87,10 +93,10 @@ struct Uplink {
     ways: Vec<Way>,
 }
 
-/// The address by which the host is reached, and the router.
+/// The address by which the host is reached, and the guest's router.
 struct Way {
     address: Address,
-    gateway: Option<IpAddr>,
+    gateway: IpAddr,
 }
 
 impl Uplink {
@@ -122,11 +128,11 @@ impl Uplink {
         };
         let way = |v6: bool| {
             let of_family = |ip: IpAddr| ip.is_ipv6() == v6;
-            let routed = routes.iter().find(|routed| is_v6(routed) == v6 && leaving(routed) == Some(index))?;
+            routes.iter().find(|routed| is_v6(routed) == v6 && leaving(routed) == Some(index))?;
             let assigned = addresses.iter().find(|assigned| {
                 assigned.index == index && of_family(assigned.address.ip) && global(assigned.address.ip)
             })?;
-            Some(Way { address: assigned.address, gateway: gateway(routed) })
+            Some(Way { address: assigned.address, gateway: ROUTERS[usize::from(v6)] })
         };
         let ways: Vec<Way> = [way(false), way(true)].into_iter().flatten().collect();
         if ways.is_empty() {
@@ -142,9 +148,7 @@ impl Uplink {
             if address.ip.is_ipv4() {
                 options.extend(["--netmask".into(), address.prefix.to_string()]);
             }
-            if let Some(gateway) = gateway {
-                options.extend(["--gateway".into(), gateway.to_string()]);
-            }
+            options.extend(["--gateway".into(), gateway.to_string()]);
         }
         match self.ways[..] {
             [Way { address, .. }] if address.ip.is_ipv4() => options.push("--ipv4-only".into()),
@@ -172,22 +176,14 @@ impl Uplink {
             kind: UNICAST,
             protocol: STATIC,
             metric: None,
-            // The router need not be in the network of the address.
+            // The router is not in the network of the address.
             flags: if gateway.is_some() { ONLINK } else { 0 },
             table: MAIN,
             mtu: None,
             next_hops: Vec::new(),
         };
         let routes = self.ways.iter().flat_map(|Way { address, gateway }| {
-            let everywhere = match address.ip {
-                // Without a router, the family has to be said.
-                IpAddr::V6(_) if gateway.is_none() => {
-                    Some(Address { ip: std::net::Ipv6Addr::UNSPECIFIED.into(), prefix: 0 })
-                }
-                _ => None,
-            };
-            let of_link = route(Some(network_of(*address)), None, LINK);
-            [of_link, route(everywhere, *gateway, if gateway.is_some() { 0 } else { LINK })]
+            [route(Some(network_of(*address)), None, LINK), route(None, Some(*gateway), 0)]
         });
         Network { interfaces: vec![interface], routes: routes.collect(), neighbours: Vec::new() }
     }
@@ -230,20 +226,20 @@ mod tests {
     #[test]
     fn the_guest_is_told_what_passt_is_told() {
         let ways = vec![
-            Way { address: address("10.1.2.3", 24), gateway: Some("10.1.2.1".parse().unwrap()) },
-            Way { address: address("2001:db8::3", 64), gateway: None },
+            Way { address: address("10.1.2.3", 24), gateway: ROUTERS[0] },
+            Way { address: address("2001:db8::3", 64), gateway: ROUTERS[1] },
         ];
         let uplink = Uplink { name: "eth7".into(), ways };
         let options = uplink.options().join(" ");
         assert_eq!(
             options,
-            "--interface eth7 --address 10.1.2.3 --netmask 24 --gateway 10.1.2.1 --address 2001:db8::3"
+            "--interface eth7 --address 10.1.2.3 --netmask 24 --gateway 169.254.2.1 --address 2001:db8::3 --gateway fe80::2:1"
         );
         let network = uplink.network();
         assert_eq!(network.interfaces[0].addresses, [address("10.1.2.3", 24), address("2001:db8::3", 64)]);
         let told: Vec<_> = network.routes.iter().map(|route| (route.destination, route.gateway)).collect();
         assert_eq!(told[0], (Some(address("10.1.2.0", 24)), None));
-        assert_eq!(told[1], (None, Some("10.1.2.1".parse().unwrap())));
-        assert_eq!(told[3], (Some(address("::", 0)), None));
+        assert_eq!(told[1], (None, Some(ROUTERS[0])));
+        assert_eq!(told[3], (None, Some(ROUTERS[1])));
     }
 }

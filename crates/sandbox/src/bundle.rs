@@ -10,6 +10,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use config::Internetworking;
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Mount, Process, Spec};
 
 use rustix::fs::{Mode, OFlags};
@@ -83,6 +84,8 @@ pub enum NetworkNamespace {
     New,
     /// One that exists.
     Path(PathBuf),
+    /// The host's: none is listed.
+    Host,
 }
 
 /// Character devices that mean the same in every kernel: (major, minor, path). (Linux `admin-guide/devices.txt`.)
@@ -241,13 +244,30 @@ impl Bundle {
         }
     }
 
-    /// The network namespace that is asked for. A bundle without one has been refused.
+    /// Refuses the host's network, unless the configuration has a way to it.
+    ///
+    /// # Errors
+    /// [`Error::Bundle`].
+    pub fn check_host_network(&self, model: Internetworking) -> Result<()> {
+        if self.network_namespace() != NetworkNamespace::Host || model == Internetworking::Passt {
+            return Ok(());
+        }
+        let file = self.dir.join("config.json");
+        Err(Refusals { file: &file }.because(
+            "linux.namespaces",
+            "lists no network namespace, which asks for the host's network (hostNetwork in Kubernetes); a virtual machine cannot share it: add \
+             {\"type\": \"network\"}, or set internetworking_model = \"passt\" for one that reaches what the host reaches",
+        ))
+    }
+
+    /// The network namespace that is asked for.
     pub fn network_namespace(&self) -> NetworkNamespace {
         let namespaces = self.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
         let network = namespaces.into_iter().flatten().find(|n| n.typ() == LinuxNamespaceType::Network);
-        match network.and_then(|network| network.path().clone()) {
-            Some(path) => NetworkNamespace::Path(path),
-            None => NetworkNamespace::New,
+        match network.map(|network| network.path().clone()) {
+            Some(Some(path)) => NetworkNamespace::Path(path),
+            Some(None) => NetworkNamespace::New,
+            None => NetworkNamespace::Host,
         }
     }
 }
@@ -331,7 +351,6 @@ fn check_linux(refuse: &Refusals<'_>, spec: &Spec, linux: &Linux, role: Role) ->
     for (kind, what) in [
         (LinuxNamespaceType::Mount, "the host's mounts"),
         (LinuxNamespaceType::Pid, "the host's processes (hostPID in Kubernetes)"),
-        (LinuxNamespaceType::Network, "the host's network (hostNetwork in Kubernetes)"),
         (LinuxNamespaceType::Ipc, "the host's IPC objects (hostIPC in Kubernetes)"),
     ] {
         if !has(kind) {
@@ -528,7 +547,6 @@ mod tests {
                 c["linux"]["namespaces"].as_array_mut().unwrap().retain(|n| n["type"] != kind);
             }
         };
-        refused(without("network"), "linux.namespaces", "the host's network");
         refused(without("pid"), "linux.namespaces", "the host's processes");
         refused(
             |c| c["linux"]["namespaces"][0]["path"] = "/proc/1/ns/pid".into(),
@@ -540,6 +558,18 @@ mod tests {
             "mounts[0].source",
             "the host's proc file system",
         );
+    }
+
+    #[test]
+    fn the_hosts_network_is_for_those_who_have_a_way_to_it() {
+        let (_dir, loaded) = bundle(|c| drop(c["linux"]["namespaces"].as_array_mut().unwrap().remove(2)));
+        let loaded = loaded.unwrap();
+        assert_eq!(loaded.network_namespace(), NetworkNamespace::Host);
+        loaded.check_host_network(Internetworking::Passt).unwrap();
+        let text = loaded.check_host_network(Internetworking::TcFilter).unwrap_err().chain();
+        assert!(text.contains("linux.namespaces") && text.contains("the host's network"), "{text}");
+        let own = bundle(|_| {}).1.unwrap();
+        own.check_host_network(Internetworking::None).unwrap();
     }
 
     #[test]

@@ -87,6 +87,8 @@ pub(crate) struct Boot {
     pub(crate) demand: Demand,
     /// The network namespace whose interfaces the guest shall have; it has been checked.
     pub(crate) network: Option<PathBuf>,
+    /// Whether it shall have the host's network, which the daemon is in, instead.
+    pub(crate) host_network: bool,
     /// The cgroup of the host that it shall be in.
     pub(crate) cgroup: Option<PathBuf>,
     pub(crate) begun_ns: u64,
@@ -105,6 +107,7 @@ impl<'a> Launch<'a> {
         let Launch { store, id, bundle, joining, config, growing, begun_ns } = self;
         store.check_free(id)?;
         let plan = Plan::new(config, warn)?;
+        bundle.check_host_network(config.runtime.internetworking_model)?;
         let network = check_network(bundle)?;
         if joining.is_some() && bundle.role != Role::Beside {
             return Err(Error::State("the bundle was not read as one that goes into another's sandbox".into()));
@@ -152,6 +155,11 @@ impl Launching<'_> {
         self.state.cgroup.as_deref()
     }
 
+    /// Whether the container is to have the host's network.
+    pub fn has_host_network(&self) -> bool {
+        self.bundle.network_namespace() == NetworkNamespace::Host
+    }
+
     /// The network namespace that the bundle names, if it names one.
     pub fn network(&self) -> Option<&Path> {
         self.network.as_deref()
@@ -187,6 +195,7 @@ impl Launching<'_> {
             plan: self.plan.clone(),
             demand: self.demand,
             network: network.map(Into::into),
+            host_network: self.has_host_network(),
             cgroup: self.state.cgroup.clone(),
             begun_ns: self.begun_ns,
         };

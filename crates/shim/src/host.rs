@@ -10,19 +10,19 @@ use ::sandbox::{
     journal::Journal,
     launch,
     plan::Plan,
-    pod::{self, Birth, Demand, Limits},
+    pod::{self, Birth, Demand, GuestNetwork, Limits},
     rootfs::{self, RootfsMount},
     store::{ContainerState, ProcessRef, StateDir, Status, Store},
 };
 use agent_api::{Pod, WindowSize, statistics::Statistics};
-use config::Config;
+use config::{Config, Internetworking};
 use network::Namespace;
-use oci_spec::runtime::{LinuxResources, Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process, Spec};
 use tokio::sync::mpsc;
 
 use crate::{
     Error, Result,
-    backend::{Boot, Booter, Ending, Io, Local, NewContainer, Outcome, Sandbox, state_root},
+    backend::{Boot, Booter, Ending, Io, Local, NewContainer, Outcome, Sandbox, Unbundled, state_root},
     group::{Network, Role},
     hooks::{Hooks, Origin},
     log,
@@ -37,7 +37,7 @@ use crate::{
 pub(crate) fn enter_namespaces(network: &Network) -> Result<()> {
     devices::share::enter_private_namespace().map_err(|error| Error::Sandbox(error.into()))?;
     match network {
-        // Create refuses the host's network, with the field; the sandbox API names the namespace later.
+        // Create refuses the host's network, with the field, or gives it behind passt; the sandbox API names the namespace later.
         Network::Host => Ok(()),
         Network::New => Namespace::create().and_then(|made| made.enter()).map_err(of_network),
         Network::At(path) => enter_network(path),
@@ -87,12 +87,37 @@ const DOCKER: &str = "moby";
 /// Docker makes no network namespace before the container that has it. One that is there belongs to a container that runs.
 fn refuse_shared_network(bundle: &Bundle) -> Result<()> {
     match bundle.network_namespace() {
-        bundle::NetworkNamespace::New => Ok(()),
+        bundle::NetworkNamespace::New | bundle::NetworkNamespace::Host => Ok(()),
         bundle::NetworkNamespace::Path(path) => Err(Error::Invalid(format!(
             "the network namespace {} is another container's (--network container:NAME), which a virtual machine would take it from; \
              connect both containers to a network of their own (docker network create) and publish ports there",
             path.display()
         ))),
+    }
+}
+
+/// Where a sandbox's network comes from. Enters the network namespace that the sandbox API has named.
+fn guest_network(
+    bundle: Option<&Bundle>,
+    unbundled: Option<&Unbundled>,
+    model: Internetworking,
+) -> Result<GuestNetwork> {
+    if let Some(bundle) = bundle {
+        bundle.check_host_network(model)?;
+        return Ok(match bundle.network_namespace() {
+            bundle::NetworkNamespace::Host => GuestNetwork::Host,
+            _ => GuestNetwork::Namespace,
+        });
+    }
+    match unbundled.and_then(|pod| pod.netns.as_deref()) {
+        Some(netns) => enter_network(netns).map(|()| GuestNetwork::Namespace),
+        None if model == Internetworking::Passt => Ok(GuestNetwork::Host),
+        // The namespace that this process is in is the host's, whose interfaces are none of a guest's business.
+        None => Err(Error::Invalid(
+            "the pod has no network namespace, which asks for the host's network; leave hostNetwork out, or set \
+             internetworking_model = \"passt\" for one that reaches what the host reaches"
+                .into(),
+        )),
     }
 }
 
@@ -107,6 +132,7 @@ fn load(dir: &Path, role: bundle::Role) -> Result<Bundle> {
 struct Hosted {
     sandbox: Rc<pod::Sandbox>,
     plan: Plan,
+    network: GuestNetwork,
     dir: StateDir,
     /// Of the container that the machine was booted for: its disks are in it from the start.
     first: RefCell<Option<Prepared>>,
@@ -140,16 +166,8 @@ impl Hosted {
         let limits = if alone { Limits::of(&spec) } else { limits_of_pod(&annotations) };
         limits.check()?;
         let demand = Demand::growing(limits, &plan);
-        match unbundled.map(|pod| &pod.netns) {
-            Some(Some(netns)) => enter_network(netns)?,
-            // The namespace that this process is in is the host's then, whose interfaces are none of a guest's business.
-            Some(None) => {
-                return Err(Error::Invalid(
-                    "the pod has no network namespace, which asks for the host's network; leave hostNetwork out".into(),
-                ));
-            }
-            None => {}
-        }
+        let model = plan.config.runtime.internetworking_model;
+        let network = guest_network(bundle.as_ref(), unbundled, model)?;
         let hooks = bundle.as_ref().and_then(|bundle| Hooks::of(&origin, &boot.sandbox, bundle));
         let id = boot.sandbox.clone();
         let dir = store.reserve(&id)?;
@@ -185,21 +203,15 @@ impl Hosted {
             });
             let pod = (!alone).then(|| shared_by(&spec));
             let journal_of = journal.clone();
-            let birth = Birth {
-                plan: plan.clone(),
-                demand,
-                journal: journal_of,
-                observer,
-                pod,
-                network: pod::GuestNetwork::Namespace,
-                disks,
-                begun_ns,
-            };
+            let birth =
+                Birth { plan: plan.clone(), demand, journal: journal_of, observer, pod, network, disks, begun_ns };
             let sandbox = pod::Sandbox::boot(birth).await?;
             cgroups.extend(shims.and_then(|path| warned(path, enter_cgroup(path, sandbox.journal()))));
             sandbox.listen();
             tell_times(&sandbox);
-            if !alone && let Err(error) = sandbox.forward_ports() {
+            // The host's own loopback is not ours to redirect.
+            let forwarded = !alone && network != GuestNetwork::Host;
+            if forwarded && let Err(error) = sandbox.forward_ports() {
                 // A pod of which no port can be forwarded is still a pod.
                 log::warn(&format!("ports cannot be forwarded: {}", error.chain()));
             }
@@ -210,6 +222,7 @@ impl Hosted {
             Ok((sandbox, first)) => Ok(Self {
                 sandbox,
                 plan,
+                network,
                 dir,
                 first: first.into(),
                 cgroups: cgroups.into(),
@@ -248,6 +261,10 @@ impl Hosted {
 
     async fn prepare_member(&self, id: &str, bundle: &Path, rootfs: &[RootfsMount]) -> Result<Prepared> {
         let bundle = load(bundle, bundle::Role::Member)?;
+        if self.network != GuestNetwork::Host {
+            // Of a pod that has a network of its own, no container has the host's.
+            bundle.check_host_network(Internetworking::None)?;
+        }
         let prepared = prepare(id, &bundle, rootfs, &self.dir, &self.plan)?;
         if let Some(hooks) = Hooks::of(&self.origin, id, &bundle) {
             let ran = hooks.creating().await;
@@ -326,8 +343,13 @@ fn enter_cgroup(path: &Path, journal: &Journal) -> Result<HostCgroup> {
 /// What the containers of a pod share, as its sandbox container's configuration has it.
 fn shared_by(spec: &Spec) -> Pod {
     let sysctl = spec.linux().as_ref().and_then(|linux| linux.sysctl().clone()).unwrap_or_default();
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    let has_name = namespaces.into_iter().flatten().any(|namespace| namespace.typ() == LinuxNamespaceType::Uts);
+    let of_host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let name = spec.hostname().clone().filter(|name| !name.is_empty());
     Pod {
-        hostname: spec.hostname().clone().unwrap_or_default(),
+        // Without a name of its own it has the host's.
+        hostname: name.unwrap_or_else(|| if has_name { String::new() } else { of_host() }),
         domainname: spec.domainname().clone().unwrap_or_default(),
         sysctl: sysctl.into_iter().collect(),
         shm_size: 0,

@@ -184,8 +184,7 @@ fn detached(context: &Context, id: &str, args: &CreateArgs, start: bool) -> Resu
     });
     // An engine that creates may connect and limit anew until the end; who runs has said all.
     let launching = making.prepare(!start)?;
-    let network = launching.network().map_or(Network::New, |path| Network::At(path.into()));
-    let place = Place { network: Some(network), cgroup: launching.cgroup().map(Into::into) };
+    let place = Place { network: network_of(&launching), cgroup: launching.cgroup().map(Into::into) };
     let job = shim::Job { store: &context.store, id, exec: None, ends, console, size, place };
     let made = shim::start(job).and_then(|waiting| {
         let pid = waiting.pid();
@@ -205,6 +204,12 @@ fn detached(context: &Context, id: &str, args: &CreateArgs, start: bool) -> Resu
     made.map(|()| ExitCode::SUCCESS)
 }
 
+/// Where the process is that stands for the container; `None` for the host's network, which this process is in.
+fn network_of(launching: &Launching<'_>) -> Option<Network> {
+    let own = || launching.network().map_or(Network::New, |path| Network::At(path.into()));
+    (!launching.has_host_network()).then(own)
+}
+
 fn foreground(context: &Context, id: &str, args: &CreateArgs, keep: bool) -> Result<ExitCode> {
     let mut order = check(context, id, args, false)?;
     let (foreground, theirs) = Foreground::prepare(order.terminal)?;
@@ -218,7 +223,7 @@ fn foreground(context: &Context, id: &str, args: &CreateArgs, keep: bool) -> Res
     let launching = making.prepare(false)?;
     // Only hooks can look for this process, or bring interfaces into a namespace that is new.
     let hooked = order.bundle.spec.hooks().is_some();
-    let network = hooked.then(|| launching.network().map_or(Network::New, |path| Network::At(path.into())));
+    let network = if hooked { network_of(&launching) } else { None };
     let place = Place { network, cgroup: None };
     let begin = |placed: Result<()>| {
         placed?;

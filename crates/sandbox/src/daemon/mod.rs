@@ -123,7 +123,7 @@ async fn hung_up(stream: &tokio::net::UnixStream) {
 
 /// From nothing to a container. Gives its process's id in the guest.
 async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Result<(Rc<Host>, UnixListener, u32)> {
-    let Boot { state, parts, stdio, start, plan, demand, network, cgroup, begun_ns, .. } = boot;
+    let Boot { state, parts, stdio, start, plan, demand, network, host_network, cgroup, begun_ns, .. } = boot;
     let (mut prepared, stdio) = unpack(parts, stdio, &mut descriptors)?;
     let disks = prepared.take_disks();
     let journal = Journal::new(dir.clone(), state);
@@ -142,7 +142,7 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
         }
     }
     devices::share::enter_private_namespace()?;
-    if let Some(path) = &network {
+    if let Some(path) = network.as_ref().filter(|_| !host_network) {
         // This is the only thread.
         network::Namespace::open(path)?.enter()?;
     }
@@ -154,7 +154,11 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
         journal: journal.clone(),
         observer: recorder.clone(),
         pod: None,
-        network: if network.is_some() { GuestNetwork::Namespace } else { GuestNetwork::None },
+        network: match network {
+            _ if host_network => GuestNetwork::Host,
+            Some(_) => GuestNetwork::Namespace,
+            None => GuestNetwork::None,
+        },
         disks,
         begun_ns,
     })

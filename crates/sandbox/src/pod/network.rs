@@ -208,6 +208,14 @@ impl Sandbox {
         Ok(())
     }
 
+    /// What passt said at its end, if it has ended.
+    pub(super) async fn end_of_passt(&self) -> Option<String> {
+        match &mut *self.network.lock().await {
+            Some(PodNetwork::Host(passt)) => passt.last_words(),
+            _ => None,
+        }
+    }
+
     /// Takes the taps away again. The namespace is then as it was found.
     pub(super) async fn close_network(&self) {
         // passt ends with what it is kept in.

@@ -26,6 +26,9 @@ pub(super) async fn publish(sandbox: Weak<Sandbox>) {
     loop {
         tokio::time::sleep(INTERVAL).await;
         let Some(alive) = sandbox.upgrade().filter(|sandbox| !sandbox.is_dead()) else { return };
+        if let Some(words) = alive.end_of_passt().await {
+            return eprintln!("the guest has lost the host's network, because passt has ended: {words}");
+        }
         let wanted: BTreeSet<Listener> = match alive.listeners().await {
             Ok(listeners) => listeners.into_iter().take(MOST).collect(),
             Err(_) if alive.is_dead() => return,
