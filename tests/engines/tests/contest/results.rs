@@ -132,9 +132,12 @@ impl LeftOut {
 
     /// Why a test may fail with our runtime, and whether it may pass as well.
     pub fn reason(&self, suite: &str, name: &str) -> Option<(&str, bool)> {
-        let mut entries = self.0.iter().filter(|entry| entry.suite == suite && entry.how != How::NotRun);
-        let entry = entries.find(|entry| entry.name == name);
-        entry.map(|entry| (entry.reason.as_str(), entry.how == How::MayFail))
+        let is_it = |entry: &&Entry| match entry.name.strip_suffix('*') {
+            Some(beginning) => name.starts_with(beginning),
+            None => entry.name == name,
+        };
+        let entry = self.0.iter().filter(|entry| entry.suite == suite).find(is_it);
+        entry.map(|entry| (entry.reason.as_str(), entry.how != How::Fails))
     }
 
     /// What is listed but was not there.
@@ -156,4 +159,18 @@ fn reports_are_read_wherever_they_begin() {
         \x16--- FAIL: TestB (1.00s)\n    \x16--- FAIL: TestB/part (0.50s)\n\x16=== RUN   TestC\n\x16=== PAUSE TestC\n\x16=== RUN   TestD\n\x16=== PAUSE TestD\n\x16=== CONT  TestC\npanic: broken\n";
     let expected = [("TestA", Outcome::Passed), ("TestB", Outcome::Failed), ("TestC", Outcome::Unfinished)];
     assert_eq!(parse(output), expected.map(|(name, outcome)| (name.to_owned(), outcome)).into());
+}
+
+#[test]
+fn what_is_left_out_is_found_by_its_name() {
+    let entry = |name: &str, how| Entry { suite: "cri".into(), name: name.into(), how, reason: "so".into() };
+    let parts = entry("TestC/part", How::NotRun);
+    let list =
+        LeftOut(vec![entry("TestA*", How::NotRun), entry("TestB", How::Fails), parts, entry("TestD", How::MayFail)]);
+    assert_eq!(list.skipped("cri", true), ["^TestA.*$", "^TestC$/^part$"]);
+    assert_eq!(list.skipped("cri", false), ["^TestA.*$"]);
+    assert_eq!(list.failing("cri").collect::<Vec<_>>(), ["TestB", "TestD"]);
+    assert_eq!(list.reason("cri", "TestAny"), Some(("so", true)));
+    assert_eq!(list.reason("cri", "TestB"), Some(("so", false)));
+    assert_eq!((list.reason("cri", "TestC"), list.reason("client", "TestB")), (None, None));
 }
