@@ -23,6 +23,9 @@ const IDLE: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// Names of the control groups that the tests make at the top: by containerd's namespaces, and for shims.
+const CGROUPS: &[&str] = &["testing", "testing-*", "k8s.io", "containerd", "nnnnnnnnnnnnnnnnnnnn*"];
+
 /// What a run came to.
 pub struct Report {
     /// How each test ended.
@@ -47,6 +50,7 @@ pub fn run(suite: &Suite, handler: Handler, pattern: &str, skip: &str, mut progr
         "mkdir {own}/lib {own}/opt {own}/tmp; ln -s {} {own}/opt/kata; mount --bind {own}/lib /var/lib; mount --bind {own}/opt /opt",
         e2e::stage_directory().display()
     ));
+    host.remove_cgroups(CGROUPS);
     registry::serve(&host);
     let mut command = vec![format!("TMPDIR={own}/tmp")];
     command.extend((suite.command)(&host, handler));
