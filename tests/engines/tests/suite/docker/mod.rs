@@ -4,6 +4,7 @@ mod life;
 mod names;
 mod network;
 mod run;
+mod shared;
 
 use std::{
     thread,
