@@ -2,7 +2,7 @@
 
 use std::{fs, thread, time::Duration};
 
-use engines::{Docker, Handler, docker_cases};
+use engines::{Docker, Door, Handler, docker_cases};
 use serde_json::{Value, json};
 
 use super::{seen, wait_until};
@@ -55,7 +55,9 @@ fn logs_and_stats(docker: &Docker, handler: Handler) -> Value {
     let stats: Value =
         serde_json::from_str(&docker.ok(["stats", "--no-stream", "--format", "{{json .}}", "told"])).unwrap();
     let usage = stats["MemUsage"].as_str().unwrap();
-    assert!(usage.ends_with("/ 64MiB") && !usage.starts_with("0B"), "{stats}");
+    // By path, Docker reads the cgroups of the host, where the machine's processes are and the limit is not.
+    let limited = docker.door == Door::Shim || !handler.is_kata();
+    assert!((!limited || usage.ends_with("/ 64MiB")) && !usage.starts_with("0B"), "{stats}");
     assert!(stats["PIDs"].as_str().unwrap().parse::<u32>().unwrap() >= 1, "{stats}");
     let api = "/containers/told/stats?stream=false&one-shot=true";
     let all: Value = serde_json::from_str(&docker.get(api)).unwrap();
