@@ -1,5 +1,6 @@
 //! `docker`: one container, one virtual machine.
 
+mod features;
 mod life;
 mod names;
 mod network;

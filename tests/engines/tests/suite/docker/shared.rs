@@ -1,6 +1,6 @@
 //! Containers that share namespaces of another one. Ours are in one machine then.
 
-use engines::{Docker, Handler, docker_cases};
+use engines::{Docker, Door, Handler, docker_cases};
 use serde_json::{Value, json};
 
 use super::{network::SERVER, seen, wait_until};
@@ -55,13 +55,15 @@ fn the_first_goes_and_comes(docker: &Docker, handler: Handler) -> Value {
     wait_until("it has its network", || {
         docker.docker(["exec", "owner", "ping", "-c", "1", "-W", "2", "172.17.0.1"]).code == 0
     });
-    assert!(!handler.is_kata() || machines(docker) == 1);
+    // By path it has a machine of its own then, as with runc it has a network of its own.
+    assert!(!handler.is_kata() || machines(docker) == if docker.door == Door::Shim { 1 } else { 2 });
     docker.ok(["stop", "second"]);
     let second = docker.inspect("second", "{{.State.Status}} {{.State.ExitCode}}");
     assert_eq!(docker.ok(["exec", "owner", "echo", "alive"]), "alive\n");
     // A killed machine takes both with it, and nothing of either stays.
     docker.ok(["start", "second"]);
     if handler.is_kata() {
+        assert_eq!(machines(docker), 1);
         docker.host.kill("KILL", docker.host.processes_with("qemu-system")[0]);
         for name in ["owner", "second"] {
             docker.wait_for(name, "{{.State.Status}}", "exited");
@@ -79,19 +81,26 @@ fn what_cannot_be_shared(docker: &Docker, handler: Handler) -> Value {
     docker.detached(Handler::Runc, &[], "stranger", FOREVER);
     docker.detached(handler, &[], "owner", FOREVER);
     let cases = [
-        (["--network", "container:stranger"], "of another runtime"),
-        (["--pid", "container:stranger"], "--network container:NAME"),
-        (["--pid", "container:owner"], "--network container:NAME"),
+        (["--network", "container:stranger"], ["of another runtime", "no container of this runtime"]),
+        (["--pid", "container:stranger"], ["--network container:NAME", "no container of this runtime"]),
+        (["--pid", "container:owner"], ["--network container:NAME", "--network container:"]),
     ];
     for (options, words) in cases {
         let refused = docker.run(handler, &[&["--rm"][..], &options].concat(), &["true"]);
-        assert!(refused.code == 125 && refused.stderr.contains(words), "{options:?}: {}", seen(&refused));
+        assert!(
+            refused.code == 125 && words.iter().any(|words| refused.stderr.contains(words)),
+            "{options:?}: {}",
+            seen(&refused)
+        );
     }
     // Which of two?
     docker.detached(handler, &["--network", "container:owner"], "second", FOREVER);
     let options = ["--rm", "--network", "container:owner", "--pid", "container:owner"];
     let refused = docker.run(handler, &options, &["true"]);
-    assert!(refused.code == 125 && refused.stderr.contains("does not tell"), "{}", seen(&refused));
+    // By path a process of the host stands for each.
+    let ambiguous = docker.door == Door::Shim;
+    assert!(refused.code == if ambiguous { 125 } else { 0 }, "{}", seen(&refused));
+    assert!(!ambiguous || refused.stderr.contains("does not tell"), "{}", seen(&refused));
     for name in ["stranger", "owner", "second"] {
         assert_eq!(docker.docker(["exec", name, "ping", "-c", "1", "-W", "5", "172.17.0.1"]).code, 0, "{name}");
     }
