@@ -11,6 +11,7 @@ known=(
     "containerd-1.6: bookworm 1.6. containerd runc"
     "containerd-1.7: trixie 1.7. containerd"
     "containerd-2.1: sid 2.1. containerd"
+    "docker-20: bookworm 20.10. docker.io containerd runc tini"
     "docker-26: trixie 26. docker.io docker-cli containerd tini"
     "docker-28: sid 28. docker.io docker-cli containerd tini"
     "podman-4: bookworm 4.3. podman conmon netavark aardvark-dns catatonit golang-github-containers-common golang-github-containers-image libgpgme11 libassuan0 libdevmapper1.02.1 libsubid4"

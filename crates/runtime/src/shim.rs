@@ -18,7 +18,7 @@ use std::{
         unix::{net::UnixStream, process::CommandExt},
     },
     path::Path,
-    process::{Child, Command, ExitCode},
+    process::{Child, Command, ExitCode, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -122,7 +122,12 @@ pub(crate) fn start(job: Job<'_>) -> Result<Waiting> {
         size: job.size.map(|size| (size.rows, size.cols)),
     };
     let plan = serde_json::to_string(&plan).map_err(|e| Error::io("write kata-shim's orders", e))?;
-    let child = Command::new("/proc/self/exe").arg0(ROLE).arg(plan).env_clear().spawn();
+    let mut command = Command::new("/proc/self/exe");
+    if job.console.is_some() {
+        // The process has its terminal. A caller may wait for the end of what it gave this command for output: containerd's shim does.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    }
+    let child = command.arg0(ROLE).arg(plan).env_clear().spawn();
     let child = child.map_err(|e| Error::io("start kata-shim", e))?;
     drop((ready, job));
     let mut waiting = Waiting { child, socket, stays: false };

@@ -50,7 +50,8 @@ pub struct Launch<'a> {
     pub begun_ns: u64,
 }
 
-/// A sandbox that was checked and has a state directory, and nothing else yet. If it goes no further, the directory goes with it.
+/// A sandbox that was checked and has a state directory, and nothing else yet. If it goes no further, the directory and the cgroup go with it,
+/// which is why whatever is in that has to end before this is dropped.
 pub struct Launching<'a> {
     dir: StateDir,
     state: ContainerState,
@@ -170,7 +171,13 @@ impl Launching<'_> {
     ///
     /// # Errors
     /// Whatever went wrong, with its step; nothing of the sandbox is left behind.
-    pub fn go(mut self, stdio: StdioEnds, start: bool, network: Option<&Path>, told: Option<&Told>) -> Result<Running> {
+    pub fn go(
+        &mut self,
+        stdio: StdioEnds,
+        start: bool,
+        network: Option<&Path>,
+        told: Option<&Told>,
+    ) -> Result<Running> {
         let mut prepared = self.prepared.take();
         if let Some((hooks, told)) = self.bundle.spec.hooks().as_ref().zip(told) {
             // They may have changed what is shared.

@@ -146,6 +146,9 @@ pub struct ContainerState {
     /// `uname -r` of the guest.
     #[serde(default)]
     pub guest_kernel: Option<String>,
+    /// Containers that have joined this one's sandbox.
+    #[serde(default)]
+    pub joined: Vec<String>,
     /// Host cgroups that were made for the sandbox, innermost first.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
@@ -180,6 +183,7 @@ impl ContainerState {
             vmm: None,
             virtiofs: None,
             guest_kernel: None,
+            joined: Vec::new(),
             cgroups: Vec::new(),
             cgroup: None,
             sandbox: None,

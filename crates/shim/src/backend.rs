@@ -63,6 +63,8 @@ pub(crate) struct NewContainer {
     pub(crate) rootfs: Vec<RootfsMount>,
     /// Its first process's stdio.
     pub(crate) io: Io,
+    /// Whose it is.
+    pub(crate) role: ::sandbox::bundle::Role,
 }
 
 /// Boots sandboxes.
@@ -108,6 +110,12 @@ pub(crate) trait Sandbox {
 /// Where the sandboxes of a namespace of containerd are: two namespaces may have containers of one name.
 pub(crate) fn state_root(namespace: &str) -> PathBuf {
     Path::new("/run/kata-containers/shim").join(namespace)
+}
+
+/// Whether there are containers that have joined a sandbox's first one.
+pub(crate) fn is_joined(namespace: &str, sandbox: &str) -> bool {
+    let state = ::sandbox::store::Store::new(state_root(namespace)).state(sandbox);
+    state.is_ok_and(|state| !state.joined.is_empty())
 }
 
 /// Kills what is left of a sandbox whose shim is gone and removes its state directory; gives the shim's process id, 0 if there was no sandbox.

@@ -26,6 +26,8 @@ pub enum Role {
     Sandbox,
     /// A container in the pod of this name.
     Member(String),
+    /// A container that has joined that of this name ([`join`](crate::join)).
+    Joined(String),
 }
 
 impl Role {
@@ -49,7 +51,7 @@ impl Role {
     pub fn sandbox<'a>(&'a self, id: &'a str) -> &'a str {
         match self {
             Self::Single | Self::Sandbox => id,
-            Self::Member(sandbox) => sandbox,
+            Self::Member(sandbox) | Self::Joined(sandbox) => sandbox,
         }
     }
 }
@@ -64,7 +66,13 @@ pub struct Brief {
     linux: BriefLinux,
     #[serde(default)]
     process: BriefProcess,
+    /// What [`Brief::join`] has written down.
+    #[serde(skip)]
+    joined: Option<String>,
 }
+
+/// Where it is written down which container another one has joined: the namespaces that say so go with that container.
+const JOINED: &str = "kata-sandbox";
 
 #[derive(Debug, Clone, Default, Deserialize)]
 struct BriefProcess {
@@ -110,7 +118,29 @@ impl Brief {
             Err(error) => return Err(Error::io(format!("read {}", file.display()), error)),
         };
         let brief = serde_json::from_slice(&bytes);
-        brief.map(Some).map_err(|error| Error::Bundle { file, problem: error.to_string() })
+        let mut brief: Self = brief.map_err(|error| Error::Bundle { file, problem: error.to_string() })?;
+        brief.joined = std::fs::read_to_string(bundle.join(JOINED)).ok();
+        Ok(Some(brief))
+    }
+
+    /// Writes down in the bundle that its container has joined another one.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn join(&mut self, bundle: &Path, sandbox: String) -> Result<()> {
+        let file = bundle.join(JOINED);
+        std::fs::write(&file, &sandbox).map_err(|e| Error::io(format!("write {}", file.display()), e))?;
+        self.joined = Some(sandbox);
+        Ok(())
+    }
+
+    /// The namespaces but that of the network that are others', with their kinds.
+    pub fn joined_namespaces(&self) -> impl Iterator<Item = (&str, &Path)> {
+        let others = self.linux.namespaces.iter().filter(|namespace| namespace.kind != "network");
+        others.filter_map(|namespace| {
+            let path = namespace.path.as_deref().filter(|path| !path.as_os_str().is_empty())?;
+            Some((namespace.kind.as_str(), path))
+        })
     }
 
     /// The network that it asks for.
@@ -129,7 +159,10 @@ impl Brief {
 
     /// What the container is to its pod.
     pub fn role(&self) -> Role {
-        Role::of(&self.annotations)
+        match (Role::of(&self.annotations), &self.joined) {
+            (Role::Single, Some(sandbox)) => Role::Joined(sandbox.clone()),
+            (role, _) => role,
+        }
     }
 }
 

@@ -81,21 +81,6 @@ impl Booter for Host {
     }
 }
 
-/// Docker's namespace of containerd.
-const DOCKER: &str = "moby";
-
-/// Docker makes no network namespace before the container that has it. One that is there belongs to a container that runs.
-fn refuse_shared_network(bundle: &Bundle) -> Result<()> {
-    match bundle.network_namespace() {
-        bundle::NetworkNamespace::New | bundle::NetworkNamespace::Host => Ok(()),
-        bundle::NetworkNamespace::Path(path) => Err(Error::Invalid(format!(
-            "the network namespace {} is another container's (--network container:NAME), which a virtual machine would take it from; \
-             connect both containers to a network of their own (docker network create) and publish ports there",
-            path.display()
-        ))),
-    }
-}
-
 /// Where a sandbox's network comes from. Enters the network namespace that the sandbox API has named.
 fn guest_network(
     bundle: Option<&Bundle>,
@@ -152,9 +137,6 @@ impl Hosted {
         let alone = boot.role == Role::Single;
         let role = if alone { bundle::Role::Alone } else { bundle::Role::Pod };
         let bundle = if boot.unbundled.is_none() { Some(load(&boot.bundle, role)?) } else { None };
-        if let Some(bundle) = bundle.as_ref().filter(|_| boot.namespace == DOCKER) {
-            refuse_shared_network(bundle)?;
-        }
         let unbundled = boot.unbundled.as_ref();
         let spec = bundle.as_ref().map(|bundle| &bundle.spec).or(unbundled.map(|pod| &pod.spec));
         let spec = spec.cloned().unwrap_or_default();
@@ -241,26 +223,38 @@ impl Hosted {
     }
 
     async fn create_container(&self, container: NewContainer) -> Result<()> {
-        let NewContainer { id, bundle, rootfs, io, .. } = container;
+        let NewContainer { id, bundle, rootfs, io, role } = container;
         let first = self.first.take();
         let created = async {
             let prepared = match first {
                 // Its hooks have run.
                 Some(first) => first,
-                None => self.prepare_member(&id, &bundle, &rootfs).await?,
+                None => self.prepare_member(&id, &bundle, &rootfs, role).await?,
             };
             Ok(self.sandbox.create(&id, prepared, io, false).await.map(drop)?)
         };
+        if role == bundle::Role::Beside {
+            self.sandbox.journal().update(|state| state.joined.push(id.clone()))?;
+        }
         let created = created.await;
         match &created {
             Ok(()) => tell_times(&self.sandbox),
-            Err(_) => self.run_last_hooks(&id).await,
+            Err(_) => {
+                self.forget_joined(&id)?;
+                self.run_last_hooks(&id).await;
+            }
         }
         created
     }
 
-    async fn prepare_member(&self, id: &str, bundle: &Path, rootfs: &[RootfsMount]) -> Result<Prepared> {
-        let bundle = load(bundle, bundle::Role::Member)?;
+    async fn prepare_member(
+        &self,
+        id: &str,
+        bundle: &Path,
+        rootfs: &[RootfsMount],
+        role: bundle::Role,
+    ) -> Result<Prepared> {
+        let bundle = load(bundle, role)?;
         if self.network != GuestNetwork::Host {
             // Of a pod that has a network of its own, no container has the host's.
             bundle.check_host_network(Internetworking::None)?;
@@ -284,6 +278,13 @@ impl Hosted {
         if let Some(hooks) = hooks {
             hooks.started().await;
             self.hooks.borrow_mut().insert(id.into(), hooks);
+        }
+        Ok(())
+    }
+
+    fn forget_joined(&self, id: &str) -> Result<()> {
+        if self.sandbox.journal().state().joined.iter().any(|joined| joined == id) {
+            self.sandbox.journal().update(|state| state.joined.retain(|joined| joined != id))?;
         }
         Ok(())
     }
@@ -453,6 +454,7 @@ impl Sandbox for Hosted {
     fn remove<'a>(&'a self, id: &'a str) -> Local<'a, Result<()>> {
         Box::pin(async {
             self.sandbox.remove(id).await?;
+            self.forget_joined(id)?;
             self.run_last_hooks(id).await;
             Ok(())
         })

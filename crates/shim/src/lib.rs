@@ -15,6 +15,7 @@
 //! | --- | --- |
 //! | [`flags`], [`bootstrap`] | the command line; `start`, `delete`, `-info` |
 //! | [`group`] | which pod a container belongs to |
+//! | [`join`] | which container a new one has joined |
 //! | [`options`] | options of the runtime |
 //! | [`serve`] | the shim process |
 //! | [`service`] | the Task and the Sandbox service |
@@ -35,6 +36,7 @@ mod flags;
 mod group;
 mod hooks;
 mod host;
+mod join;
 mod log;
 mod monitor;
 mod options;

@@ -18,6 +18,8 @@ use crate::{Handler, host::Host, images};
 /// The versions that the tests know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Release {
+    /// Debian bookworm's. It knows runtimes by their path only.
+    V20,
     /// Debian trixie's.
     V26,
     /// Debian sid's.
@@ -27,10 +29,20 @@ pub enum Release {
 impl Release {
     fn unpacked(self) -> PathBuf {
         images::unpacked(match self {
+            Self::V20 => "docker-20",
             Self::V26 => "docker-26",
             Self::V28 => "docker-28",
         })
     }
+}
+
+/// How Docker finds a runtime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// By its type: its shim is containerd's.
+    Shim,
+    /// By the path of its command line, which containerd's shim for runc calls.
+    Path,
 }
 
 /// A running Docker; everything of it is gone when it is dropped.
@@ -40,6 +52,8 @@ pub struct Docker {
     pub host: Host,
     /// Which one it is.
     pub release: Release,
+    /// How it finds runtimes.
+    pub door: Door,
 }
 
 /// A case for Docker.
@@ -47,18 +61,18 @@ pub type Case = fn(&Docker, Handler) -> Value;
 
 impl Docker {
     /// Starts one that has the images of the tests.
-    pub fn start(release: Release) -> Self {
+    pub fn start(release: Release, door: Door) -> Self {
         let unpacked = release.unpacked();
         let programs = [Some(unpacked.join("usr/bin")), Some(unpacked.join("usr/sbin")), crate::kata_programs()];
         let host = Host::start(&programs.into_iter().flatten().collect::<Vec<_>>());
-        let docker = Self { host, release };
+        let docker = Self { host, release, door };
         let directory = docker.host.directory().display().to_string();
         let containerd = format!(
             "version = 2\nroot = \"{directory}/lib\"\nstate = \"/run/containerd\"\ndisabled_plugins = \
              [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.runtime\", \"io.containerd.internal.v1.opt\"]\n[debug]\n  level = \"debug\"\n"
         );
         fs::write(docker.file("containerd.toml"), containerd).unwrap();
-        let daemon = json!({
+        let mut daemon = json!({
             "data-root": format!("{directory}/docker"),
             "exec-root": "/run/docker",
             "pidfile": "/run/docker.pid",
@@ -68,8 +82,13 @@ impl Docker {
             // Its containers' groups carry the machine's name.
             "cgroup-parent": format!("/{}", docker.host.name()),
             // The machine has nobody to ask.
-            "dns": ["192.0.2.53"],
+            "dns": [crate::names::ADDRESS],
+            // Not every release comes with one.
+            "init-path": Release::V26.unpacked().join("usr/bin/tini-static"),
         });
+        if let Some(programs) = crate::kata_programs().filter(|_| door == Door::Path) {
+            daemon["runtimes"] = json!({"kata": {"path": programs.join("kata-runtime")}});
+        }
         fs::write(docker.file("daemon.json"), daemon.to_string()).unwrap();
         // It asks for the cgroups of its own that a package's scripts would have made, and for nothing else.
         docker.spawn("containerd", "containerd --config DIR/containerd.toml");
@@ -135,9 +154,17 @@ impl Docker {
         output.text()
     }
 
+    /// What Docker calls a runtime.
+    pub fn runtime(&self, handler: Handler) -> &'static str {
+        match self.door {
+            Door::Shim => handler.runtime(),
+            Door::Path => handler.name(),
+        }
+    }
+
     /// `docker run --runtime HANDLER` with busybox, not yet run: options, the command.
     pub fn run_command(&self, handler: Handler, options: &[&str], args: &[&str]) -> Command {
-        self.command([&["run", "--runtime", handler.runtime()], options, &[images::BUSYBOX], args].concat())
+        self.command([&["run", "--runtime", self.runtime(handler)], options, &[images::BUSYBOX], args].concat())
     }
 
     /// Runs `docker run --runtime HANDLER` with busybox.

@@ -31,7 +31,7 @@ use std::{
 
 pub use containerd::{Containerd, Version};
 pub use differences::DIFFERENCES;
-pub use docker::{Docker, Release};
+pub use docker::{Docker, Door, Release};
 pub use podman::Podman;
 use serde_json::Value;
 
@@ -132,7 +132,21 @@ pub fn compare_configured(version: Version, settings: &str, name: &str, case: Ca
 /// The same on Docker.
 #[track_caller]
 pub fn compare_docker(release: Release, name: &str, case: docker::Case) {
-    compare_on(name, |_| Docker::start(release), case);
+    compare_on(name, |_| Docker::start(release, Door::Shim), case);
+}
+
+/// What Docker 20.10 is driven through by the runtime's path in `make test`; `make docker` runs everything, on all releases.
+pub const BY_PATH: &[&str] = &["docker::run::output_and_code", "docker::life::exec", "docker::network::bridge"];
+
+/// The same on a Docker that calls the runtime by its path.
+#[track_caller]
+pub fn compare_docker_by_path(release: Release, name: &str, case: docker::Case) {
+    let all = env::var_os("KATA_ENGINES_VERSIONS").is_some_and(|versions| versions == "all");
+    if !all && (release != Release::V20 || !BY_PATH.contains(&name)) {
+        eprintln!("skipped by path with {release:?}: {name}; `make docker` runs all");
+        return;
+    }
+    compare_on(&format!("by path: {name}"), |_| Docker::start(release, Door::Path), case);
 }
 
 /// The same on Podman.
@@ -233,17 +247,20 @@ macro_rules! docker_cases {
     ($($case:ident),* $(,)?) => {
         $(
             mod $case {
-                $crate::docker_cases! { @test $case docker_26 V26 }
-                $crate::docker_cases! { @test $case docker_28 V28 }
+                $crate::docker_cases! { @test $case docker_26 V26 compare_docker }
+                $crate::docker_cases! { @test $case docker_28 V28 compare_docker }
+                $crate::docker_cases! { @test $case docker_20_by_path V20 compare_docker_by_path }
+                $crate::docker_cases! { @test $case docker_26_by_path V26 compare_docker_by_path }
+                $crate::docker_cases! { @test $case docker_28_by_path V28 compare_docker_by_path }
             }
         )*
     };
-    (@test $case:ident $test:ident $release:ident) => {
+    (@test $case:ident $test:ident $release:ident $compare:ident) => {
         #[test]
         fn $test() {
             let path = module_path!();
             let name = path.split_once("::").map_or(path, |(_, name)| name);
-            $crate::compare_docker($crate::Release::$release, name, super::$case);
+            $crate::$compare($crate::Release::$release, name, super::$case);
         }
     };
 }

@@ -119,7 +119,13 @@ impl<'a> Making<'a> {
     }
 
     /// Runs the hooks of a creation, if there are any, and launches. `pid` is the process that stands for the container's.
-    fn launch(&mut self, launching: Launching<'_>, stdio: StdioEnds, start: bool, pid: Option<u32>) -> Result<Running> {
+    fn launch(
+        &mut self,
+        launching: &mut Launching<'_>,
+        stdio: StdioEnds,
+        start: bool,
+        pid: Option<u32>,
+    ) -> Result<Running> {
         let network = match (launching.network(), pid) {
             (Some(path), _) => Some(path.to_owned()),
             (None, Some(pid)) => Some(format!("/proc/{pid}/ns/net").into()),
@@ -183,13 +189,13 @@ fn detached(context: &Context, id: &str, args: &CreateArgs, start: bool) -> Resu
         cols: u16::try_from(size.width()).unwrap_or(u16::MAX),
     });
     // An engine that creates may connect and limit anew until the end; who runs has said all.
-    let launching = making.prepare(!start)?;
+    let mut launching = making.prepare(!start)?;
     let place = Place { network: network_of(&launching), cgroup: launching.cgroup().map(Into::into) };
     let job = shim::Job { store: &context.store, id, exec: None, ends, console, size, place };
     let made = shim::start(job).and_then(|waiting| {
         let pid = waiting.pid();
         context.log.debug(|| format!("kata-shim has pid {pid}"));
-        let running = making.launch(launching, theirs, start, Some(pid))?;
+        let running = making.launch(&mut launching, theirs, start, Some(pid))?;
         let stands = waiting.go().and_then(|pid| {
             args.pid_file.as_deref().map_or(Ok(()), |path| shim::write_pid_file(path, pid))?;
             let client = Client::new(&context.store, id)?;
@@ -220,14 +226,14 @@ fn foreground(context: &Context, id: &str, args: &CreateArgs, keep: bool) -> Res
     }
     let signals = Signals::hold()?;
     let mut making = Making::new(context, id, &order, &signals);
-    let launching = making.prepare(false)?;
+    let mut launching = making.prepare(false)?;
     // Only hooks can look for this process, or bring interfaces into a namespace that is new.
     let hooked = order.bundle.spec.hooks().is_some();
     let network = if hooked { network_of(&launching) } else { None };
     let place = Place { network, cgroup: None };
     let begin = |placed: Result<()>| {
         placed?;
-        let running = making.launch(launching, theirs, true, hooked.then(std::process::id))?;
+        let running = making.launch(&mut launching, theirs, true, hooked.then(std::process::id))?;
         let attended = attend(context, id, args, foreground, &signals, running);
         if !keep || attended.is_err() {
             remove(context, id);

@@ -1,6 +1,6 @@
 //! Containers that come into a sandbox and leave it.
 
-use std::{os::fd::OwnedFd, rc::Rc};
+use std::{os::fd::OwnedFd, rc::Rc, time::Duration};
 
 use tokio::net::UnixListener;
 
@@ -14,6 +14,7 @@ use crate::{
     api::Reply,
     journal::Journal,
     launch::Member,
+    machine::ended,
     pod::Io,
     store::{ProcessRef, StateDir, Status},
 };
@@ -63,8 +64,26 @@ impl Drop for Entering<'_> {
     }
 }
 
+/// How long a container may take to end whose stand-in on the host has died.
+const LAST_BREATH: Duration = Duration::from_secs(10);
+
+/// A container ends with the process that stands for it on the host, a moment later. Who has seen that one end takes it for stopped.
+async fn follow_stand_in(host: &Host) {
+    let state = host.journal.state();
+    if state.status == Status::Stopped || state.pid == 0 || ProcessRef::of(state.pid).is_some() {
+        return;
+    }
+    if let Ok(ending) = host.sandbox.ending(host.container(), None) {
+        // If it does not end, it is not stopped, and that is said.
+        let _ = tokio::time::timeout(LAST_BREATH, ended(ending)).await;
+    }
+}
+
 /// Ends a container, and with the last one the sandbox.
 pub(super) async fn delete(host: &Host, force: bool) -> Result<Reply> {
+    if !force {
+        follow_stand_in(host).await;
+    }
     let status = host.journal.status();
     if !force && status != Status::Stopped {
         return Err(invalid(format!("cannot delete container {} that is not stopped: {status}", host.container())));

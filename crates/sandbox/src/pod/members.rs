@@ -25,8 +25,8 @@ pub(super) struct Member {
     pub(super) patience: Duration,
     /// Where on the host it may run, unless that is everywhere.
     pub(super) cpus: Option<HostCpus>,
-    /// Whether its process ids are others' too.
-    shares_pids: bool,
+    /// Which of its namespaces are others' too.
+    shared: Vec<LinuxNamespaceType>,
     /// For a pod's sandbox container: tells its end.
     pub(super) pause: Option<watch::Sender<Option<Outcome>>>,
 }
@@ -47,7 +47,7 @@ impl Sandbox {
     /// An engine names them by a process of the host, and that is one and the same for all containers of a pod. But where a pod's containers
     /// share their process ids, its first one asks for them already. So one that asks beside others that have their own wants those of
     /// one of them, as `kubectl debug --target` does.
-    pub(super) fn choose_pids(&self, id: &str, spec: &mut Spec) -> Result<()> {
+    fn choose_pids(&self, id: &str, spec: &mut Spec) -> Result<()> {
         let namespaces = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut());
         let mut namespaces = namespaces.into_iter().flatten();
         let is_open = |path: &std::path::PathBuf| !path.to_string_lossy().starts_with(CONTAINER_NAMESPACE);
@@ -63,9 +63,13 @@ impl Sandbox {
             .filter(|(name, member)| is_other(name, member) && self.machine.is_running(name, None))
             .map(|(name, _)| name.clone())
             .collect();
-        if own.is_empty() || members.iter().any(|(name, member)| is_other(name, member) && member.shares_pids) {
+        if own.is_empty()
+            || members
+                .iter()
+                .any(|(name, member)| is_other(name, member) && member.shared.contains(&LinuxNamespaceType::Pid))
+        {
             if let Some(member) = members.get_mut(id) {
-                member.shares_pids = true;
+                member.shared.push(LinuxNamespaceType::Pid);
             }
             return Ok(());
         }
@@ -78,6 +82,50 @@ impl Sandbox {
             "container {id:?} asks for the process ids of one of the containers {}: of which, the engine does not tell; give it its own, or have all containers of the pod share theirs",
             own.join(", ")
         )))
+    }
+
+    /// Finds out whose namespaces a container is to have that asks for others' than its own.
+    ///
+    /// What the containers of a pod share is the pod's. Where there is no pod, one container was there first and others have joined it (`docker run
+    /// --network container:NAME`): then a namespace is another container's, and it must be clear of which.
+    pub(super) fn choose_namespaces(&self, id: &str, spec: &mut Spec) -> Result<()> {
+        if self.is_pod {
+            return self.choose_pids(id, spec);
+        }
+        let namespaces = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut());
+        // One that names a container already is clear.
+        let is_open = |path: &std::path::PathBuf| !path.to_string_lossy().starts_with(CONTAINER_NAMESPACE);
+        for wanted in namespaces.into_iter().flatten().filter(|found| found.path().as_ref().is_some_and(is_open)) {
+            let kind = wanted.typ();
+            let mut members = self.members.borrow_mut();
+            let mut own: Vec<&str> = members
+                .iter()
+                .filter(|(name, member)| *name != id && !member.shared.contains(&kind))
+                .filter(|(name, _)| self.machine.is_running(name, None))
+                .map(|(name, _)| name.as_str())
+                .collect();
+            own.sort_unstable();
+            let target = match own[..] {
+                [target] => format!("{CONTAINER_NAMESPACE}{target}"),
+                [] => {
+                    let problem = format!(
+                        "container {id:?} asks for the {kind} namespace of another, of which none runs any more"
+                    );
+                    return Err(Error::State(problem));
+                }
+                _ => {
+                    return Err(Error::State(format!(
+                        "container {id:?} asks for the {kind} namespace of one of the containers {}: of which, the engine does not tell; give it its own",
+                        own.join(", ")
+                    )));
+                }
+            };
+            wanted.set_path(Some(target.into()));
+            if let Some(member) = members.get_mut(id) {
+                member.shared.push(kind);
+            }
+        }
+        Ok(())
     }
 
     /// Plugs a container's disks.

@@ -97,6 +97,8 @@ pub enum GuestNetwork {
 /// A running sandbox. See the [module](self).
 pub struct Sandbox {
     machine: Rc<Machine>,
+    /// Its containers share what a pod's do.
+    is_pod: bool,
     shared: SharedDir,
     journal: Rc<Journal>,
     timeline: RefCell<Timeline>,
@@ -152,6 +154,7 @@ impl Sandbox {
         };
         let sandbox = Rc::new(Self {
             machine,
+            is_pod: pod.is_some(),
             shared,
             journal,
             timeline: timeline.into(),
@@ -235,7 +238,7 @@ impl Sandbox {
 
     async fn create_member(self: &Rc<Self>, id: &str, prepared: Prepared, io: Io, start: bool) -> Result<u32> {
         let Prepared { mut parts, trees, disks } = prepared;
-        self.choose_pids(id, &mut parts.spec)?;
+        self.choose_namespaces(id, &mut parts.spec)?;
         self.fit().await?;
         self.pin()?;
         self.timeline.borrow_mut().mark("machine-fits");

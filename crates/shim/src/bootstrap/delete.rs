@@ -42,7 +42,8 @@ pub(crate) fn delete(flags: &Flags, bundle: &Path) -> Result<Vec<u8>> {
             std::thread::sleep(PAUSE);
         }
     }
-    if owner || !address.is_answered() {
+    // Others may have joined it, and then its shim is theirs.
+    if (owner && !backend::is_joined(&flags.namespace, sandbox)) || !address.is_answered() {
         response.pid = backend::purge(&flags.namespace, sandbox)?;
         if !address.is_answered() {
             monitor::remove_of(sandbox);

@@ -12,6 +12,7 @@ use super::socket::{Address, Claim};
 use crate::{
     Error, Flags, Result,
     group::{Brief, Network, Role},
+    join,
     options::Options,
     sys,
 };
@@ -27,8 +28,7 @@ const MOST_OPTIONS: u64 = 1 << 20;
 /// What cannot work is refused before anything is started.
 pub(crate) fn start(flags: &Flags, bundle: &Path) -> Result<String> {
     sandbox::store::Store::check_id(&flags.id)?;
-    let brief = Brief::read(bundle)?.unwrap_or_default();
-    let role = brief.role();
+    let mut brief = Brief::read(bundle)?.unwrap_or_default();
     refuse_unknown_options()?;
     if let Network::At(path) = brief.network()
         && !path.exists()
@@ -36,12 +36,18 @@ pub(crate) fn start(flags: &Flags, bundle: &Path) -> Result<String> {
         let problem = format!("linux.namespaces: the network namespace {} is not there", path.display());
         return Err(Error::Bundle { file: bundle.join("config.json"), problem });
     }
+    if brief.role() == Role::Single
+        && let Some(sandbox) = join::joined(&flags.namespace, bundle, &brief)?
+    {
+        brief.join(bundle, sandbox)?;
+    }
+    let role = brief.role();
     let address = Address::of(&flags.address, &flags.namespace, role.sandbox(&flags.id));
-    if let Role::Member(sandbox) = &role {
+    if let Role::Member(sandbox) | Role::Joined(sandbox) = &role {
         // Only the sandbox container, or the sandbox API, starts a pod's machine.
         if !address.is_answered() {
             return Err(Error::Precondition(format!(
-                "container {:?} belongs to the pod {sandbox:?}, whose shim does not answer at {}; create the pod again",
+                "container {:?} belongs to {sandbox:?}, whose shim does not answer at {}; create that again",
                 flags.id,
                 address.url()
             )));

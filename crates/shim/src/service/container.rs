@@ -20,8 +20,10 @@ use crate::{
 /// What a container is here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The only container of its machine, which ends with it.
+    /// The first container of its machine, usually the only one: the machine ends with the last.
     Single,
+    /// One that has joined it.
+    Joined,
     /// A pod's sandbox container, which runs nothing; the machine ends with it.
     Pause,
     /// The sandbox of the sandbox API, which is no container for the task service.
@@ -31,14 +33,19 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// Whether there are processes of it in the guest.
-    pub(super) fn runs_processes(self) -> bool {
-        matches!(self, Self::Single | Self::Member)
+    /// How its bundle is to be read.
+    pub(super) fn bundle_role(self) -> sandbox::bundle::Role {
+        match self {
+            Self::Single => sandbox::bundle::Role::Alone,
+            Self::Joined => sandbox::bundle::Role::Beside,
+            Self::Pause | Self::Api => sandbox::bundle::Role::Pod,
+            Self::Member => sandbox::bundle::Role::Member,
+        }
     }
 
-    /// Whether the machine ends with it.
-    pub(super) fn owns_machine(self) -> bool {
-        self != Self::Member
+    /// Whether there are processes of it in the guest.
+    pub(super) fn runs_processes(self) -> bool {
+        matches!(self, Self::Single | Self::Joined | Self::Member)
     }
 }
 

@@ -69,9 +69,10 @@ impl Pod {
             Role::Single => Kind::Single,
             Role::Sandbox => Kind::Pause,
             Role::Member(sandbox) if sandbox == self.settings.sandbox => Kind::Member,
-            Role::Member(sandbox) => {
+            Role::Joined(sandbox) if sandbox == self.settings.sandbox => Kind::Joined,
+            Role::Member(sandbox) | Role::Joined(sandbox) => {
                 return Err(Error::Precondition(format!(
-                    "container {id:?} belongs to the pod {sandbox:?}, but this shim has {:?}",
+                    "container {id:?} belongs to {sandbox:?}, but this shim has {:?}",
                     self.settings.sandbox
                 )));
             }
@@ -124,14 +125,21 @@ impl Pod {
         booted: &Cell<bool>,
     ) -> Result<()> {
         let bundle = Path::new(&request.bundle);
-        if kind == Kind::Member {
+        // One that others have joined may have ended and come back to them.
+        let id_is_sandbox = request.id == self.settings.sandbox;
+        let joins = match kind {
+            Kind::Member | Kind::Joined => true,
+            Kind::Single => self.machine.borrow().is_some() && id_is_sandbox,
+            Kind::Pause | Kind::Api => false,
+        };
+        if joins {
             // Found before anything is opened.
             self.machine()?;
         }
         let io = match kind {
             // A pause program says nothing, and its streams are opened by nobody.
             Kind::Pause | Kind::Api => None,
-            Kind::Single | Kind::Member => {
+            Kind::Single | Kind::Joined | Kind::Member => {
                 let (io, streams) = stdio::open(&init.names, &request.id, &self.settings.namespace).await?;
                 *init.streams.borrow_mut() = Some(Rc::new(streams));
                 Some(io)
@@ -144,7 +152,7 @@ impl Pod {
             options: mount.options.clone(),
         });
         let rootfs: Vec<RootfsMount> = mounts.collect();
-        let machine = if kind == Kind::Member {
+        let machine = if joins {
             self.machine()?
         } else {
             let machine = self.boot(bundle, role, rootfs.clone(), options, None).await?;
@@ -152,7 +160,8 @@ impl Pod {
             machine
         };
         let Some(io) = io else { return machine.create_pause(&request.id) };
-        let container = NewContainer { id: request.id.clone(), bundle: bundle.into(), rootfs, io };
+        let container =
+            NewContainer { id: request.id.clone(), bundle: bundle.into(), rootfs, io, role: kind.bundle_role() };
         machine.create(container).await
     }
 

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::{
     Pod,
-    container::{Container, Process},
+    container::{Container, Kind, Process},
 };
 use crate::{
     Error, Result,
@@ -54,7 +54,7 @@ impl Pod {
         if let Some(machine) = machine {
             machine.remove(&container.id).await?;
         }
-        if container.kind.owns_machine() {
+        if self.machine_ends_with(container) {
             self.stop_machine().await?;
         }
         let execs: Vec<Rc<Process>> = container.execs.borrow_mut().drain().map(|(_, process)| process).collect();
@@ -71,6 +71,18 @@ impl Pod {
         event.exited_at = Some(timestamp(exit.at)).into();
         self.publish(&event);
         Ok(exit)
+    }
+
+    /// Whether the machine ends with a container.
+    fn machine_ends_with(&self, container: &Container) -> bool {
+        match container.kind {
+            Kind::Pause | Kind::Api => true,
+            Kind::Member => false,
+            Kind::Single | Kind::Joined => {
+                let containers = self.containers.borrow();
+                containers.keys().all(|other| *other == container.id) && self.creating.borrow().is_empty()
+            }
+        }
     }
 
     /// A container that was never started ends before it is deleted, so that its end is told first.

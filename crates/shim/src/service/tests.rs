@@ -429,6 +429,38 @@ async fn a_failed_create_leaves_no_machine_and_no_event() {
 }
 
 #[tokio::test]
+async fn the_machine_ends_with_the_last_of_those_that_have_joined_its_first_container() {
+    within(async {
+        let bench = Bench::new().await;
+        bench.create("pod", "").await.unwrap();
+        fs::write(Path::new(&bench.bundle("y", "")).join("kata-sandbox"), "pod").unwrap();
+        bench.create("y", "").await.unwrap();
+        for id in ["pod", "y"] {
+            bench.start(id, "").await.unwrap();
+        }
+        // The first ends and comes back.
+        for _ in 0..2 {
+            bench.kill("pod", "", 9).await.unwrap();
+            bench.wait("pod", "").await;
+            bench.delete("pod", "").await.unwrap();
+            assert_eq!((bench.machine.booted.get(), bench.machine.stopped.get()), (1, 0));
+            bench.create("pod", "").await.unwrap();
+            bench.start("pod", "").await.unwrap();
+        }
+        assert_eq!(bench.status("y", "").await, Status::RUNNING.into());
+        for (id, stopped) in [("pod", 0), ("y", 1)] {
+            bench.kill(id, "", 9).await.unwrap();
+            bench.wait(id, "").await;
+            bench.delete(id, "").await.unwrap();
+            assert_eq!(bench.machine.stopped.get(), stopped, "{id}");
+        }
+        fs::write(Path::new(&bench.bundle("z", "")).join("kata-sandbox"), "other").unwrap();
+        assert_eq!(code(bench.create("z", "").await), Code::FAILED_PRECONDITION);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_pod_s_containers_end_before_its_sandbox() {
     within(async {
         let bench = Bench::new().await;

@@ -2,7 +2,7 @@
 
 use std::{fs, thread, time::Duration};
 
-use engines::{Docker, Handler, docker_cases};
+use engines::{Docker, Door, Handler, docker_cases};
 use serde_json::{Value, json};
 
 use super::{seen, wait_until};
@@ -31,7 +31,11 @@ fn exec(docker: &Docker, handler: Handler) -> Value {
     let mut command = docker.command(["exec", "--interactive", "host", "wc", "-c"]);
     let counted = e2e::run_with_input(&mut command, |input| input.write_all(&[b'x'; 300_000]).unwrap());
     assert_eq!(counted.text(), "300000\n", "{}", counted.stderr);
-    let mut terminal = e2e::Terminal::start(&docker.command(["exec", "--interactive", "--tty", "host", "sh"]), 30, 90);
+    let mut terminal = e2e::Terminal::start(&docker.command(["exec", "--interactive", "--tty", "host", "sh"]), 30, 91);
+    // The client of 20.10 gives up telling the first size after 50 ms.
+    terminal.write("echo rea''dy\r");
+    terminal.expect("ready");
+    terminal.resize(30, 90);
     terminal.write("until [ \"$(stty size)\" = '30 90' ]; do sleep 0.1; done; echo sta''rted\r");
     terminal.expect("started");
     terminal.write("exit 6\r");
@@ -48,9 +52,12 @@ fn logs_and_stats(docker: &Docker, handler: Handler) -> Value {
     let logs = docker.docker(["logs", "told"]);
     let tail = docker.ok(["logs", "--tail", "2", "told"]);
     assert_eq!((logs.text().lines().count(), logs.stderr.as_str(), tail.as_str()), (2001, "err\n", "2000\nspun\n"));
-    let stats: Value = serde_json::from_str(&docker.ok(["stats", "--no-stream", "--format", "json", "told"])).unwrap();
+    let stats: Value =
+        serde_json::from_str(&docker.ok(["stats", "--no-stream", "--format", "{{json .}}", "told"])).unwrap();
     let usage = stats["MemUsage"].as_str().unwrap();
-    assert!(usage.ends_with("/ 64MiB") && !usage.starts_with("0B"), "{stats}");
+    // By path, Docker reads the cgroups of the host, where the machine's processes are and the limit is not.
+    let limited = docker.door == Door::Shim || !handler.is_kata();
+    assert!((!limited || usage.ends_with("/ 64MiB")) && !usage.starts_with("0B"), "{stats}");
     assert!(stats["PIDs"].as_str().unwrap().parse::<u32>().unwrap() >= 1, "{stats}");
     let api = "/containers/told/stats?stream=false&one-shot=true";
     let all: Value = serde_json::from_str(&docker.get(api)).unwrap();
@@ -147,7 +154,7 @@ fn start_again(docker: &Docker, handler: Handler) -> Value {
     docker.ok([
         "create",
         "--runtime",
-        handler.runtime(),
+        docker.runtime(handler),
         "--name",
         "twice",
         engines::images::BUSYBOX,

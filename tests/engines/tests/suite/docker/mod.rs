@@ -1,9 +1,11 @@
 //! `docker`: one container, one virtual machine.
 
+mod features;
 mod life;
 mod names;
 mod network;
 mod run;
+mod shared;
 
 use std::{
     thread,

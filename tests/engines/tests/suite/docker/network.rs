@@ -5,14 +5,7 @@ use serde_json::{Value, json};
 
 use super::{seen, wait_until};
 
-docker_cases!(
-    bridge,
-    published_ports,
-    a_network_of_their_own,
-    networks_come_and_go,
-    none,
-    network_of_another_container,
-);
+docker_cases!(bridge, published_ports, a_network_of_their_own, networks_come_and_go, none,);
 
 /// Answers every connection to a port with a text and where it came from.
 pub(super) const SERVER: &str =
@@ -81,18 +74,4 @@ fn none(docker: &Docker, handler: Handler) -> Value {
     );
     assert_eq!(output.text(), "lo\n0\n", "{}", output.stderr);
     seen(&output)
-}
-
-fn network_of_another_container(docker: &Docker, handler: Handler) -> Value {
-    docker.detached(handler, &[], "owner", "while :; do sleep 0.1; done");
-    let output =
-        docker.run(handler, &["--rm", "--network", "container:owner"], &["cat", "/sys/class/net/eth0/address"]);
-    if handler.is_kata() {
-        assert_eq!(output.code, 125, "{}", output.stderr);
-        assert!(output.stderr.contains("container:"), "{}", output.stderr);
-    }
-    // The owner has its network still.
-    assert_eq!(docker.docker(["exec", "owner", "ping", "-c", "1", "-W", "5", "172.17.0.1"]).code, 0);
-    docker.remove(&["owner"]);
-    json!(output.code == 0 || handler.is_kata())
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use engines::{Docker, Handler, docker_cases, terminal::on_a_terminal};
+use engines::{Docker, Door, Handler, docker_cases, terminal::on_a_terminal};
 use serde_json::{Value, json};
 
 use super::seen;
@@ -55,14 +55,16 @@ fn limits(docker: &Docker, handler: Handler) -> Value {
     let options = ["--name", "full", "--memory", "32m", "--memory-swap", "32m"];
     let full = docker.run(handler, &options, &["sh", "-c", "x=a; while :; do x=$x$x; done"]);
     let killed = docker.inspect("full", "{{.State.OOMKilled}} {{.State.ExitCode}}");
-    assert_eq!((full.code, killed.as_str()), (137, "true 137"), "{}", full.stderr);
+    // By path, only the host's cgroups are asked, where nothing was short of memory.
+    let seen_by_docker = docker.door == Door::Shim || !handler.is_kata();
+    assert_eq!((full.code, killed), (137, format!("{seen_by_docker} 137")), "{}", full.stderr);
     docker.remove(&["full"]);
     if handler.is_kata() {
         let refused = docker.run(handler, &["--rm", "--memory", "1000000g"], &["true"]);
         assert_eq!(refused.code, 125, "{}", refused.stderr);
         assert!(refused.stderr.contains("memory limit"), "{}", refused.stderr);
     }
-    json!([seen(&output), killed])
+    json!(seen(&output))
 }
 
 fn a_program_that_is_not_there(docker: &Docker, handler: Handler) -> Value {
