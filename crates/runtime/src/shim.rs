@@ -18,7 +18,7 @@ use std::{
         unix::{net::UnixStream, process::CommandExt},
     },
     path::Path,
-    process::{Child, Command, ExitCode},
+    process::{Child, Command, ExitCode, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -122,7 +122,13 @@ pub(crate) fn start(job: Job<'_>) -> Result<Waiting> {
         size: job.size.map(|size| (size.rows, size.cols)),
     };
     let plan = serde_json::to_string(&plan).map_err(|e| Error::io("write kata-shim's orders", e))?;
-    let child = Command::new("/proc/self/exe").arg0(ROLE).arg(plan).env_clear().spawn();
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(ROLE).arg(plan).env_clear();
+    if job.console.is_some() {
+        // The process's streams are its terminal; a caller who reads ours to their end does not wait for the container's.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    }
+    let child = command.spawn();
     let child = child.map_err(|e| Error::io("start kata-shim", e))?;
     drop((ready, job));
     let mut waiting = Waiting { child, socket, stays: false };
@@ -284,7 +290,7 @@ fn attend(plan: &Plan, mut inherited: sys::Inherited, signals: Signals) -> Resul
 
     let client = Client::new(&Store::new(&plan.root), &plan.id)?;
     let running = client.supervise(plan.exec.as_deref())?;
-    let pumps = ends.pump(terminal.is_some(), terminal.as_deref())?;
+    let pumps = ends.pump(terminal.is_some(), terminal.as_deref(), true)?;
     signals.forward_to(Target { client, exec: plan.exec.clone(), terminal });
     Ok(Attending { running, pumps, _signals: signals })
 }
