@@ -11,7 +11,7 @@ export FORMAT ?= image
 export FS ?= erofs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel build stage run image test contest aarch64 bench count lint qemu deb kubernetes install uninstall clean
+.PHONY: help setup kernel build stage run image test contest conformance aarch64 bench count lint qemu deb kubernetes install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,11 @@ contest: ## run containerd's own tests of a runtime through our shim and through
 	@scripts/setup.sh test
 	@scripts/stage.sh
 	@scripts/contest.sh
+
+conformance: ## run the suites of runc and crun through the built product and through theirs; takes about an hour where the processor is emulated
+	@scripts/setup.sh test
+	@scripts/stage.sh
+	@scripts/conformance.sh
 
 aarch64: ## run containers in an emulated aarch64 guest: build what it needs, then its tests
 	@scripts/setup.sh test

@@ -141,6 +141,36 @@ fn pause_stops_the_clock_and_resume_lets_it_go_on() {
 }
 
 #[test]
+fn limits_are_changed_and_what_is_used_is_told() {
+    let mut bundle = Bundle::new(["sleep", "1000"]);
+    bundle.edit(|config| config["linux"]["resources"]["memory"] = serde_json::json!({"limit": 64 << 20}));
+    let runtime = Runtime::kata();
+    runtime.ok(["run", "--detach", "--bundle", bundle.arg(), "limits"]);
+    let told =
+        || -> serde_json::Value { serde_json::from_str(&runtime.ok(["events", "--stats", "limits"]).text()).unwrap() };
+    let before = told();
+    assert_eq!((&before["type"], &before["id"]), (&"stats".into(), &"limits".into()), "{before}");
+    assert_eq!(before["data"]["memory"]["usage"]["limit"], 64 << 20);
+    assert!(before["data"]["memory"]["usage"]["usage"].as_u64().unwrap() > 0 && before["data"]["pids"]["current"] == 1);
+    runtime.ok(["update", "--memory", "32m", "--pids-limit", "20", "limits"]);
+    let after = told();
+    assert_eq!(
+        (&after["data"]["memory"]["usage"]["limit"], &after["data"]["pids"]["limit"]),
+        (&(32 << 20).into(), &20.into())
+    );
+    let refused = runtime.run(["update", "--cpu-rt-period", "1000", "limits"]);
+    assert!(refused.code == 1 && refused.stderr.contains("realtimePeriod"), "{}", refused.stderr);
+    runtime.ok(["pause", "limits"]);
+    let mut waiting = Background::start(&mut runtime.command(["exec", "--ignore-paused", "limits", "echo", "thawed"]));
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!waiting.has_ended());
+    runtime.ok(["resume", "limits"]);
+    let waited = waiting.finish();
+    assert_eq!((waited.code, waited.text().as_str()), (0, "thawed\n"), "{}", waited.stderr);
+    runtime.ok(["delete", "--force", "limits"]);
+}
+
+#[test]
 fn list_and_ps_show_what_runs() {
     let bundle = Bundle::new(["sleep", "1000"]);
     let runtime = Runtime::kata();

@@ -388,6 +388,9 @@ pub struct ProcessInfo {
     pub start_s: u64,
     /// Name of the controlling terminal, `?` if none.
     pub tty: String,
+    /// What it does, by the letter of proc_pid_stat(5), such as `S`.
+    #[serde(default)]
+    pub state: String,
     /// Command line, or the name in brackets when there is none.
     pub command: String,
 }

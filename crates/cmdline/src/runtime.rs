@@ -27,9 +27,12 @@ pub struct Cli {
     /// Read the configuration from this file
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Accepted for callers that pass it; a container's cgroups are in its guest, where no systemd runs
+    /// Have systemd account for the container; refused where no systemd runs. The container's limits are in its guest
     #[arg(long)]
     pub systemd_cgroup: bool,
+    /// The same in crun's words: cgroupfs, systemd or disabled
+    #[arg(long, value_name = "MANAGER", value_parser = ["cgroupfs", "systemd", "disabled"])]
+    pub cgroup_manager: Option<String>,
     /// Accepted for callers that pass it: true, false or auto; no cgroup of the host is touched
     #[arg(long, value_name = "VALUE", default_value = "auto")]
     pub rootless: String,
@@ -42,7 +45,7 @@ pub struct Cli {
 }
 
 /// Arguments beside options. Their number is checked by us, in runc's words.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct Ids {
     /// Name of the container
     #[arg(value_name = "CONTAINER-ID", num_args = 0..)]
@@ -54,6 +57,14 @@ pub struct Ids {
 pub struct Nothing {
     /// Whatever was given.
     #[arg(hide = true, num_args = 0..)]
+    pub arguments: Vec<String>,
+}
+
+/// Whatever a command that is always refused was given.
+#[derive(Debug, Args)]
+pub struct Anything {
+    /// Any options, and the name of the container
+    #[arg(value_name = "ARGUMENT", num_args = 0.., trailing_var_arg = true, allow_hyphen_values = true)]
     pub arguments: Vec<String>,
 }
 
@@ -94,6 +105,18 @@ pub enum Command {
     /// Thaw the processes of a container
     #[command(override_usage = "kata-runtime resume CONTAINER-ID")]
     Resume(Ids),
+    /// Print what a container uses, and when it runs out of memory, until it stops
+    #[command(override_usage = "kata-runtime events [OPTIONS] CONTAINER-ID")]
+    Events(EventsArgs),
+    /// Change a container's limits
+    #[command(override_usage = "kata-runtime update [OPTIONS] CONTAINER-ID")]
+    Update(Box<UpdateArgs>),
+    /// Refused: a virtual machine's processes cannot be saved from outside
+    #[command(override_usage = "kata-runtime checkpoint CONTAINER-ID")]
+    Checkpoint(Anything),
+    /// Refused, as checkpoint
+    #[command(override_usage = "kata-runtime restore CONTAINER-ID")]
+    Restore(Anything),
     /// Write a config.json to start from
     Spec(SpecArgs),
     /// Print what this runtime can do, as JSON
@@ -108,6 +131,9 @@ pub struct CreateArgs {
     /// The bundle's directory [default: the current one]
     #[arg(long, short, value_name = "DIR")]
     pub bundle: Option<PathBuf>,
+    /// The bundle's configuration, from the bundle's directory [default: config.json]
+    #[arg(long, short = 'f', value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Unix socket that receives the master of the container's terminal
     #[arg(long, value_name = "SOCKET")]
     pub console_socket: Option<PathBuf>,
@@ -151,6 +177,9 @@ pub struct KillArgs {
     /// Send it to every process of the container
     #[arg(long, short)]
     pub all: bool,
+    /// Take the name for an extended regular expression, and signal every container whose name has a match
+    #[arg(long, short)]
+    pub regex: bool,
     /// Name of the container, and the signal's name or number
     #[arg(value_name = "ARGUMENT", num_args = 0..)]
     pub arguments: Vec<String>,
@@ -162,6 +191,9 @@ pub struct DeleteArgs {
     /// Kill it first if it still runs
     #[arg(long, short)]
     pub force: bool,
+    /// Take the name for an extended regular expression, and delete every container whose name has a match
+    #[arg(long, short)]
+    pub regex: bool,
     /// Which container.
     #[command(flatten)]
     pub ids: Ids,
@@ -215,7 +247,7 @@ pub struct ExecArgs {
     /// Refused: the process always joins the container's cgroup
     #[arg(long, value_name = "CGROUP")]
     pub cgroup: Vec<String>,
-    /// Accepted for callers that pass it; no process can be started in a frozen container
+    /// If the container is frozen, wait until it is thawed
     #[arg(long)]
     pub ignore_paused: bool,
     /// Name of the container, and the command with its arguments
@@ -246,6 +278,79 @@ pub struct ListArgs {
     /// Nothing else.
     #[command(flatten)]
     pub nothing: Nothing,
+}
+
+/// Options of `events`.
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// How often to print what it uses, such as 500ms, 5s or 1m30s
+    #[arg(long, value_name = "TIME", default_value = "5s", allow_negative_numbers = true)]
+    pub interval: String,
+    /// Print what it uses once, and nothing else
+    #[arg(long)]
+    pub stats: bool,
+    /// Which container.
+    #[command(flatten)]
+    pub ids: Ids,
+}
+
+/// Options of `update`. What is absent or 0 stays as it is.
+#[derive(Debug, Default, Args)]
+pub struct UpdateArgs {
+    /// Read the limits from this file, linux.resources of an OCI configuration; - is standard input. Other options are ignored
+    #[arg(long, short, value_name = "FILE")]
+    pub resources: Option<String>,
+    /// Weight among others when disks are busy, 10 to 1000
+    #[arg(long, value_name = "WEIGHT")]
+    pub blkio_weight: Option<u16>,
+    /// Length of a period of the processor's scheduler, microseconds
+    #[arg(long, value_name = "TIME")]
+    pub cpu_period: Option<String>,
+    /// Processor time in each period, microseconds; -1 is no limit
+    #[arg(long, value_name = "TIME", allow_negative_numbers = true)]
+    pub cpu_quota: Option<String>,
+    /// Weight among others when processors are busy, 2 to 262144
+    #[arg(long, value_name = "SHARES")]
+    pub cpu_share: Option<String>,
+    /// Refused unless 0: the guest's cgroups have no realtime limits
+    #[arg(long, value_name = "TIME")]
+    pub cpu_rt_period: Option<String>,
+    /// Refused unless 0: the guest's cgroups have no realtime limits
+    #[arg(long, value_name = "TIME", allow_negative_numbers = true)]
+    pub cpu_rt_runtime: Option<String>,
+    /// The guest's processors that it may use, such as 0-1,3
+    #[arg(long, value_name = "LIST")]
+    pub cpuset_cpus: Option<String>,
+    /// The guest's memory nodes that it may use
+    #[arg(long, value_name = "LIST")]
+    pub cpuset_mems: Option<String>,
+    /// Accepted for callers that pass it, with a warning: kernels limit this no more
+    #[arg(long, value_name = "BYTES", hide = true, allow_negative_numbers = true)]
+    pub kernel_memory: Option<String>,
+    /// Accepted for callers that pass it, with a warning: kernels limit this no more
+    #[arg(long, value_name = "BYTES", hide = true, allow_negative_numbers = true)]
+    pub kernel_memory_tcp: Option<String>,
+    /// Memory, in bytes or such as 512m; -1 is no limit
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true)]
+    pub memory: Option<String>,
+    /// Memory that is left to it when others need some
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true)]
+    pub memory_reservation: Option<String>,
+    /// Memory and swap in sum; -1 is no limit
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true)]
+    pub memory_swap: Option<String>,
+    /// Processes; -1 is no limit
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub pids_limit: Option<i64>,
+    /// Refused: a guest does not see the host's caches
+    #[arg(long, value_name = "SCHEMA")]
+    pub l3_cache_schema: Option<String>,
+    /// Refused: a guest does not see the host's memory bandwidth
+    #[arg(long, value_name = "SCHEMA")]
+    pub mem_bw_schema: Option<String>,
+    /// Which container.
+    #[command(flatten)]
+    pub ids: Ids,
 }
 
 /// Options of `spec`.

@@ -227,6 +227,59 @@ pub const RUNTIME: &[Extra] = &[
         command: "list",
         sections: &[PLAIN_STATUS, examples(&[Code("kata-runtime list\nkata-runtime list --format json")])],
     },
+    Extra {
+        command: "events",
+        sections: &[
+            section(
+                "DESCRIPTION",
+                &[
+                    Text(
+                        "Prints a line of JSON for what the container uses, now and then, and one each time that the guest's kernel kills a process of it for want of memory. Ends when the container stops.",
+                    ),
+                    Text("Figures of cgroups are those of the guest, in the form that runc gives them version 2."),
+                ],
+            ),
+            PLAIN_STATUS,
+            examples(&[Code("kata-runtime events --stats demo\nkata-runtime events --interval 1s demo")]),
+        ],
+    },
+    Extra {
+        command: "update",
+        sections: &[
+            section(
+                "DESCRIPTION",
+                &[Text(
+                    "Changes the limits of a container in its guest. What is not given, or 0, stays as it is. The machine does not grow: a limit above its memory and processors means all of them.",
+                )],
+            ),
+            PLAIN_STATUS,
+            examples(&[
+                Code("kata-runtime update --memory 256m --pids-limit 100 demo"),
+                Code("echo '{\"cpu\": {\"quota\": 50000}}' | kata-runtime update --resources - demo"),
+            ]),
+        ],
+    },
+    Extra {
+        command: "checkpoint",
+        sections: &[
+            section(
+                "DESCRIPTION",
+                &[Text(
+                    "Always refused: the processes are those of the guest's kernel, which CRIU on the host cannot save.",
+                )],
+            ),
+            PLAIN_STATUS,
+            examples(&[Code("kata-runtime checkpoint demo")]),
+        ],
+    },
+    Extra {
+        command: "restore",
+        sections: &[
+            section("DESCRIPTION", &[Text("Always refused, as checkpoint is.")]),
+            PLAIN_STATUS,
+            examples(&[Code("kata-runtime restore demo")]),
+        ],
+    },
     Extra { command: "pause", sections: &[PLAIN_STATUS, examples(&[Code("kata-runtime pause demo")])] },
     Extra { command: "resume", sections: &[PLAIN_STATUS, examples(&[Code("kata-runtime resume demo")])] },
     Extra {

@@ -23,9 +23,9 @@ const NAME: &[u8] = b"/dev/ptmx";
 /// runc's.
 pub(crate) fn check(terminal: bool, detached: bool, socket: Option<&Path>) -> Result<()> {
     match (terminal && detached, socket) {
-        (true, None) => {
-            Err(Error::refused("cannot allocate tty if kata-runtime will detach without setting console socket"))
-        }
+        (true, None) => Err(Error::refused(
+            "cannot allocate tty if kata-runtime will detach without setting console socket; use --console-socket",
+        )),
         (false, Some(_)) => {
             Err(Error::refused("cannot use console socket if kata-runtime will not detach or allocate tty"))
         }

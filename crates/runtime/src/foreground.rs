@@ -65,7 +65,7 @@ impl Foreground {
         {
             client.resize(exec, size)?;
         }
-        let pumps = self.ends.pump(self.terminal.is_some(), None)?;
+        let pumps = self.ends.pump(self.terminal.is_some(), None, false)?;
         signals.forward_to(Target { client: client.clone(), exec: exec.map(Into::into), terminal: self.terminal });
         let ended = running.wait();
         pumps.drain(if ended.is_ok() { grace } else { EXEC_GRACE });

@@ -34,8 +34,10 @@ pub(crate) struct Changes {
 /// The file cannot be read or does not hold a process.
 pub(crate) fn from_file(path: &Path) -> Result<Process> {
     let bytes = fs::read(path).map_err(|e| Error::io(format!("open {}", path.display()), e))?;
-    let process: Process =
-        serde_json::from_slice(&bytes).map_err(|e| Error::io(format!("read the process in {}", path.display()), e))?;
+    let malformed = |e: serde_json::Error| Error::io(format!("read the process in {}", path.display()), e);
+    let mut process: serde_json::Value = serde_json::from_slice(&bytes).map_err(malformed)?;
+    bundle::complete_process(&mut process);
+    let process: Process = serde_json::from_value(process).map_err(malformed)?;
     bundle::check_process(path, "process", &process)?;
     Ok(process)
 }
@@ -44,12 +46,16 @@ pub(crate) fn from_file(path: &Path) -> Result<Process> {
 ///
 /// # Errors
 /// What the command line says makes no sense. `warn` is told what is left out.
-pub(crate) fn from_bundle(bundle: &Path, changes: Changes, warn: &mut dyn FnMut(&str)) -> Result<Process> {
+pub(crate) fn from_bundle(
+    bundle: &Path,
+    file: Option<&Path>,
+    changes: Changes,
+    warn: &mut dyn FnMut(&str),
+) -> Result<Process> {
     if changes.args.is_empty() {
         return Err(Error::refused("process args cannot be empty"));
     }
-    let (dir, spec) = bundle::read_spec(bundle)?;
-    let file = dir.join("config.json");
+    let bundle::Read { file, spec, .. } = bundle::read_spec(bundle, file)?;
     let Some(mut process) = spec.process().clone() else {
         return Err(Error::refused(format!("{}: process: is missing", file.display())));
     };

@@ -33,6 +33,8 @@ const STACK: usize = 64 * 1024;
 pub(crate) enum Real {
     /// Standard error, which this process goes on using.
     Stderr,
+    /// Standard error, in whose place `/dev/null` is left when the thread ends: a process that has closed its own keeps nobody waiting.
+    StderrUntilItsEnd,
     /// One that the thread closes when it ends, so that whoever is at its other end sees that.
     Own(Arc<OwnedFd>),
 }
@@ -66,7 +68,7 @@ impl Real {
 impl AsFd for Real {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Stderr => rustix::stdio::stderr(),
+            Self::Stderr | Self::StderrUntilItsEnd => rustix::stdio::stderr(),
             Self::Own(descriptor) => descriptor.as_fd(),
         }
     }
@@ -132,6 +134,12 @@ impl Pumps {
                 }
             };
             copy(&socket, &to, buffer, note);
+            if matches!(to, Real::StderrUntilItsEnd)
+                && let Ok(null) = File::options().write(true).open("/dev/null")
+            {
+                // It can fail for no reason but that standard error is closed already.
+                let _closed = rustix::stdio::dup2_stderr(&null);
+            }
             drop((socket, to));
             lock(&shared.0).open -= 1;
             shared.1.notify_all();

@@ -289,7 +289,7 @@ fn attend(plan: &Plan, mut inherited: sys::Inherited, signals: Signals) -> Resul
 
     let client = Client::new(&Store::new(&plan.root), &plan.id)?;
     let running = client.supervise(plan.exec.as_deref())?;
-    let pumps = ends.pump(terminal.is_some(), terminal.as_deref())?;
+    let pumps = ends.pump(terminal.is_some(), terminal.as_deref(), true)?;
     signals.forward_to(Target { client, exec: plan.exec.clone(), terminal });
     Ok(Attending { running, pumps, _signals: signals })
 }

@@ -63,11 +63,12 @@ fn is_null(descriptor: BorrowedFd<'_>) -> bool {
 }
 
 impl OurEnds {
-    /// Starts to carry bytes between our ends and our own stdio, or `instead`, the terminal the process's stands for.
+    /// Starts to carry bytes between our ends and our own stdio, or `instead`, the terminal the process's stands for. Who is `detached` keeps
+    /// none of it open for longer than the process does.
     ///
     /// # Errors
     /// No more threads.
-    pub(crate) fn pump(self, terminal: bool, instead: Option<&Terminal>) -> Result<Pumps> {
+    pub(crate) fn pump(self, terminal: bool, instead: Option<&Terminal>, detached: bool) -> Result<Pumps> {
         let pumps = Pumps::default();
         let own = match instead {
             Some(terminal) => {
@@ -86,7 +87,7 @@ impl OurEnds {
             pumps.output(socket, real(Real::stdout)?)?;
         }
         if let Some(socket) = self.stderr {
-            pumps.output(socket, Real::Stderr)?;
+            pumps.output(socket, if detached { Real::StderrUntilItsEnd } else { Real::Stderr })?;
         }
         Ok(pumps)
     }

@@ -1,7 +1,9 @@
 //! The system calls that no safe library offers: signal masks, inherited descriptors, local time.
 
 use std::{
-    io, mem,
+    ffi::{CStr, CString},
+    io,
+    mem::{self, MaybeUninit},
     os::fd::{FromRawFd, OwnedFd, RawFd},
     ptr,
 };
@@ -134,6 +136,43 @@ fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// An extended regular expression (regex(7)), as the C library understands it.
+#[derive(Debug)]
+pub(crate) struct Pattern(Box<libc::regex_t>);
+
+impl Pattern {
+    /// # Errors
+    /// It is none, in the library's words.
+    pub(crate) fn new(text: &str) -> Result<Self, String> {
+        let text = CString::new(text).map_err(|_| "contains a NUL byte".to_owned())?;
+        let mut compiled = Box::new(MaybeUninit::<libc::regex_t>::uninit());
+        // SAFETY: the first argument is room for a regex_t, which the call fills if it succeeds; the text ends with NUL.
+        let code = unsafe { libc::regcomp(compiled.as_mut_ptr(), text.as_ptr(), libc::REG_EXTENDED | libc::REG_NOSUB) };
+        if code == 0 {
+            // SAFETY: regcomp has filled it. A regex_t may move.
+            return Ok(Self(Box::new(unsafe { compiled.assume_init_read() })));
+        }
+        let mut words = [0u8; 256];
+        // SAFETY: regerror writes at most that many bytes, the last of which is NUL; for an error of regcomp the expression may be anything.
+        unsafe { libc::regerror(code, compiled.as_ptr(), words.as_mut_ptr().cast(), words.len()) };
+        Err(CStr::from_bytes_until_nul(&words).map(|words| words.to_string_lossy().into_owned()).unwrap_or_default())
+    }
+
+    /// Whether the text has a match.
+    pub(crate) fn is_in(&self, text: &str) -> bool {
+        let Ok(text) = CString::new(text) else { return false };
+        // SAFETY: the expression is compiled, the text ends with NUL, and no matches are asked for.
+        unsafe { libc::regexec(&raw const *self.0, text.as_ptr(), 0, ptr::null_mut(), 0) == 0 }
+    }
+}
+
+impl Drop for Pattern {
+    fn drop(&mut self) {
+        // SAFETY: it was compiled and is not used any more.
+        unsafe { libc::regfree(&raw mut *self.0) };
+    }
+}
+
 /// A moment, as clocks on the wall show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LocalTime {
@@ -204,6 +243,14 @@ mod tests {
         assert_eq!(time.rfc3339(), "2026-01-02T03:04:05-05:30");
         time.offset = 3600;
         assert_eq!(time.rfc3339(), "2026-01-02T03:04:05+01:00");
+    }
+
+    #[test]
+    fn patterns_are_those_of_regcomp() {
+        let pattern = Pattern::new("^test-(a|b)*$").unwrap();
+        assert!(pattern.is_in("test-abba") && !pattern.is_in("a-test-a") && !pattern.is_in("test-abc"));
+        assert!(Pattern::new("test-*").unwrap().is_in("a-test"));
+        assert!(Pattern::new("(").unwrap_err().contains("Unmatched"));
     }
 
     #[test]

@@ -145,6 +145,26 @@ fn options_that_cannot_be_honoured_are_refused_before_anything_starts() {
 }
 
 #[test]
+fn what_only_a_host_could_do_is_refused_by_name() {
+    let place = Place::without_terminal();
+    for command in ["checkpoint", "restore"] {
+        let ran = place.run(&[command, "--image-path", "/i", "c"]);
+        assert!(ran.code == 1 && ran.err.contains(&format!("{command} is not supported")), "{}", ran.err);
+    }
+    if !Path::new("/run/systemd/system").exists() {
+        for options in [&["--systemd-cgroup"][..], &["--cgroup-manager", "systemd"]] {
+            let bundle = place.bundle();
+            let ran = place.run(&[options, &["create", "--bundle", &bundle, "c"]].concat());
+            assert!(ran.code == 1 && ran.err.contains("systemd not running on this host"), "{}", ran.err);
+        }
+    }
+    for arguments in [&["update", "--memory", "1x", "c"][..], &["events", "c"]] {
+        let ran = place.run(arguments);
+        assert!(ran.code == 1 && ran.err.contains("does not exist"), "{}", ran.err);
+    }
+}
+
+#[test]
 fn a_configuration_that_is_wrong_or_names_what_is_not_there_is_refused() {
     let place = Place::without_terminal();
     let file = place.path("configuration.toml");

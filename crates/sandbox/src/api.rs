@@ -5,8 +5,8 @@
 //! One connection is one call: a [`Request`] frame (see `agent_api::frame`), with descriptors attached to its first byte
 //! when it starts a process, then one or more [`Reply`] frames.
 
-use agent_api::{ExitStatus, ProcessInfo, WindowSize};
-use oci_spec::runtime::Process;
+use agent_api::{ExitStatus, ProcessInfo, WindowSize, statistics::Statistics};
+use oci_spec::runtime::{LinuxResources, Process};
 use serde::{Deserialize, Serialize};
 
 use crate::launch::Member;
@@ -83,8 +83,20 @@ pub enum Request {
     Pause,
     /// Thaws the container. Answered by `Done`.
     Resume,
+    /// Answered by `Done` once the container is not paused.
+    Resumed,
     /// Lists processes. Answered by `Processes`.
     Processes,
+    /// Asks what the container uses. Answered by `Statistics`.
+    Statistics,
+    /// Changes the container's limits; what is absent stays as it is. Answered by `Done`.
+    Update {
+        /// The limits.
+        resources: Box<LinuxResources>,
+    },
+    /// Answered by `Done`, then by `OutOfMemory` each time that the guest's kernel kills a process of the container for want of memory, until
+    /// the container stops and the connection ends.
+    Events,
     /// Asks for the state. Answered by `State`.
     State,
     /// Ends the container, and the sandbox with its last one. Answered by `Left` if others stay; else by `Done`, after which the daemon
@@ -112,6 +124,10 @@ pub enum Reply {
     Left,
     /// Processes of the container.
     Processes(Vec<ProcessInfo>),
+    /// What the container uses.
+    Statistics(Box<Statistics>),
+    /// A process was killed for want of memory.
+    OutOfMemory,
     /// State of the container.
     State(Box<crate::store::ContainerState>),
     /// The call failed.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use config::Internetworking;
-use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Mount, Process, Spec};
+use oci_spec::runtime::{Capability, Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Mount, Process, Spec};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -27,12 +27,16 @@ use crate::{
 pub struct Bundle {
     /// Its directory, absolute.
     pub dir: PathBuf,
+    /// The file of its configuration, absolute.
+    pub file: PathBuf,
     /// Its configuration.
     pub spec: Spec,
     /// Its root file system, absolute.
     pub rootfs: PathBuf,
     /// Whose it is.
     pub role: Role,
+    /// Capabilities it asks for that do not exist. They are not in the configuration.
+    pub unknown_capabilities: Vec<String>,
 }
 
 /// What a mount of a bundle is made from.
@@ -88,13 +92,14 @@ pub enum NetworkNamespace {
     Host,
 }
 
-/// Character devices that mean the same in every kernel: (major, minor, path). (Linux `admin-guide/devices.txt`.)
-const UNIVERSAL_DEVICES: [(u64, u64, &str); 8] = [
+/// Character devices that every kernel has, and whose meaning is the kernel's own: (major, minor, path). (Linux `admin-guide/devices.txt`.)
+const UNIVERSAL_DEVICES: [(u64, u64, &str); 9] = [
     (1, 3, "/dev/null"),
     (1, 5, "/dev/zero"),
     (1, 7, "/dev/full"),
     (1, 8, "/dev/random"),
     (1, 9, "/dev/urandom"),
+    (1, 11, "/dev/kmsg"),
     (5, 0, "/dev/tty"),
     (10, 200, "/dev/net/tun"),
     (10, 229, "/dev/fuse"),
@@ -127,23 +132,23 @@ impl Bundle {
     /// # Errors
     /// [`Error::Bundle`] with the file, the field and what was expected; [`Error::Io`].
     pub fn load(dir: &Path, role: Role) -> Result<Self> {
-        let (dir, spec) = read_spec(dir)?;
-        Self::check(dir, spec, role)
+        Self::check(read_spec(dir, None)?, role)
     }
 
-    /// The same for a container that has a sandbox for itself, or goes into that of one whose namespaces it joins.
+    /// The same for a container that has a sandbox for itself, or goes into that of one whose namespaces it joins; with another file than
+    /// `config.json`, if one is given, from the bundle's directory.
     ///
     /// # Errors
     /// As [`Bundle::load`]; [`Error::Bundle`] for namespaces that cannot be joined.
-    pub fn load_joining(dir: &Path, store: &Store) -> Result<(Self, Option<Joining>)> {
-        let (dir, mut spec) = read_spec(dir)?;
-        let joining = joining::resolve(store, &dir.join("config.json"), &mut spec)?;
+    pub fn load_joining(dir: &Path, file: Option<&Path>, store: &Store) -> Result<(Self, Option<Joining>)> {
+        let mut read = read_spec(dir, file)?;
+        let joining = joining::resolve(store, &read.file, &mut read.spec)?;
         let role = if joining.is_some() { Role::Beside } else { Role::Alone };
-        Ok((Self::check(dir, spec, role)?, joining))
+        Ok((Self::check(read, role)?, joining))
     }
 
-    fn check(dir: PathBuf, spec: Spec, role: Role) -> Result<Self> {
-        let file = dir.join("config.json");
+    fn check(read: Read, role: Role) -> Result<Self> {
+        let Read { dir, file, spec, unknown_capabilities } = read;
         let refuse = Refusals { file: &file };
         if !spec.version().starts_with("1.") {
             return Err(refuse.because(
@@ -177,7 +182,7 @@ impl Bundle {
         for (index, mount) in spec.mounts().iter().flatten().enumerate() {
             check_mount(&refuse, &dir, index, mount, role)?;
         }
-        Ok(Self { dir, spec, rootfs, role })
+        Ok(Self { dir, file, spec, rootfs, role, unknown_capabilities })
     }
 
     /// Refuses the hooks of some points, on behalf of a caller that does not run those.
@@ -187,9 +192,8 @@ impl Bundle {
     pub fn refuse_hooks(&self, points: &[Point]) -> Result<()> {
         let Some(hooks) = self.spec.hooks() else { return Ok(()) };
         let Some(point) = points.iter().find(|point| !point.of(hooks).is_empty()) else { return Ok(()) };
-        let file = self.dir.join("config.json");
         let name = point.name();
-        Err(Refusals { file: &file }.because(
+        Err(Refusals { file: &self.file }.because(
             format!("hooks.{name}"),
             format!("{name} hooks run inside the container's namespaces, where this shim does not run programs of the host; remove them"),
         ))
@@ -197,8 +201,7 @@ impl Bundle {
 
     /// What each mount is made from, in order.
     pub(crate) fn mount_sources(&self) -> Result<Vec<MountSource>> {
-        let file = self.dir.join("config.json");
-        let refuse = Refusals { file: &file };
+        let refuse = Refusals { file: &self.file };
         self.spec
             .mounts()
             .iter()
@@ -221,8 +224,7 @@ impl Bundle {
 
     /// Opens a block device of the host, by its number: the path is the container's.
     pub(crate) fn open_block_device(&self, index: usize, device: &LinuxDevice, read_only: bool) -> Result<OwnedFd> {
-        let file = self.dir.join("config.json");
-        let refuse = Refusals { file: &file };
+        let refuse = Refusals { file: &self.file };
         let (major, minor) = (device.major(), device.minor());
         let path = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}"))
             .ok()
@@ -272,29 +274,73 @@ impl Bundle {
     }
 }
 
-/// Reads `DIR/config.json` without checking what it says; returns the directory as an absolute path too.
+/// What [`read_spec`] found.
+#[derive(Debug)]
+pub struct Read {
+    /// The bundle's directory, absolute.
+    pub dir: PathBuf,
+    /// The configuration's file, absolute.
+    pub file: PathBuf,
+    /// What it says.
+    pub spec: Spec,
+    /// Capabilities it asks for that do not exist. They are left out.
+    pub unknown_capabilities: Vec<String>,
+}
+
+/// Reads `DIR/config.json`, or another file, without checking what it says.
 ///
 /// # Errors
 /// [`Error::Bundle`] where it is not JSON of the expected form, [`Error::Io`].
-pub fn read_spec(dir: &Path) -> Result<(PathBuf, Spec)> {
+pub fn read_spec(dir: &Path, file: Option<&Path>) -> Result<Read> {
     let dir = fs::canonicalize(dir).map_err(|e| Error::io(format!("open the bundle {}", dir.display()), e))?;
-    let file = dir.join("config.json");
+    let file = dir.join(file.unwrap_or(Path::new("config.json")));
     let bytes =
         fs::read(&file).map_err(|e| Error::io(format!("read the bundle's configuration {}", file.display()), e))?;
-    let mut json = serde_json::Deserializer::from_slice(&bytes);
-    let spec = serde_path_to_error::deserialize(&mut json).map_err(|e| {
+    let mut json: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| Error::Bundle {
+        file: file.clone(),
+        field: "the whole file".into(),
+        problem: e.to_string(),
+    })?;
+    let unknown_capabilities = leave_out_unknown_capabilities(&mut json);
+    if let Some(process) = json.get_mut("process") {
+        complete_process(process);
+    }
+    let spec = serde_path_to_error::deserialize(json).map_err(|e| {
         let field = match e.path().to_string() {
             path if path == "." => "the whole file".to_string(),
             path => path,
         };
         Error::Bundle { file: file.clone(), field, problem: e.inner().to_string() }
     })?;
-    json.end().map_err(|e| Error::Bundle {
-        file: file.clone(),
-        field: "the whole file".into(),
-        problem: e.to_string(),
-    })?;
-    Ok((dir, spec))
+    Ok(Read { dir, file, spec, unknown_capabilities })
+}
+
+/// Who leaves a process's user out, as programs in Go do for zeroes, means root.
+pub fn complete_process(process: &mut serde_json::Value) {
+    let Some(process) = process.as_object_mut() else { return };
+    let user = process.entry("user").or_insert_with(|| serde_json::json!({}));
+    if let Some(user) = user.as_object_mut() {
+        for id in ["uid", "gid"] {
+            user.entry(id).or_insert(0.into());
+        }
+    }
+}
+
+/// The specification wants a warning for them, not an error. Gives each once.
+fn leave_out_unknown_capabilities(config: &mut serde_json::Value) -> Vec<String> {
+    let mut unknown = Vec::new();
+    let sets = config.pointer_mut("/process/capabilities").and_then(serde_json::Value::as_object_mut);
+    for names in sets.into_iter().flat_map(|sets| sets.values_mut()).filter_map(serde_json::Value::as_array_mut) {
+        names.retain(|name| {
+            let known = serde_json::from_value::<Capability>(name.clone()).is_ok();
+            if let Some(name) = name.as_str().filter(|name| !known && !unknown.iter().any(|other| other == name)) {
+                unknown.push(name.to_owned());
+            }
+            // What is no string at all is an error still.
+            known || !name.is_string()
+        });
+    }
+    unknown
 }
 
 /// Checks a process, the container's or one to be executed in it.
@@ -317,7 +363,11 @@ pub fn check_process(file: &Path, field: &str, process: &Process) -> Result<()> 
             return Err(refuse.because(format!("{field}.{name}"), format!("{value:?} contains a NUL byte")));
         }
     }
-    for (index, limit) in process.rlimits().iter().flatten().enumerate() {
+    let limits = process.rlimits().as_deref().unwrap_or_default();
+    for (index, limit) in limits.iter().enumerate() {
+        if limits[..index].iter().any(|earlier| earlier.typ() == limit.typ()) {
+            return Err(refuse.because(format!("{field}.rlimits[{index}]"), format!("{} is listed twice", limit.typ())));
+        }
         if limit.soft() > limit.hard() {
             let problem =
                 format!("the soft limit {} of {} is above the hard limit {}", limit.soft(), limit.typ(), limit.hard());
@@ -371,6 +421,17 @@ fn check_linux(refuse: &Refusals<'_>, spec: &Spec, linux: &Linux, role: Role) ->
     for (index, device) in linux.devices().iter().flatten().enumerate() {
         check_device(refuse, index, device)?;
     }
+    let sysctl = |name: &str| linux.sysctl().as_ref().is_some_and(|sysctl| sysctl.contains_key(name));
+    if sysctl("kernel.hostname") {
+        return Err(refuse.because("linux.sysctl", "has kernel.hostname, which is the field `hostname` of the bundle"));
+    }
+    if sysctl("kernel.domainname") && !has(LinuxNamespaceType::Uts) {
+        let problem = "has kernel.domainname, which needs a uts namespace of its own: add {\"type\": \"uts\"} to linux.namespaces";
+        return Err(refuse.because("linux.sysctl", problem));
+    }
+    if linux.intel_rdt().is_some() {
+        return Err(refuse.because("linux.intelRdt", "a guest does not see the host's caches; leave it out"));
+    }
     for path in linux.masked_paths().iter().flatten().chain(linux.readonly_paths().iter().flatten()) {
         if !Path::new(path).is_absolute() {
             return Err(
@@ -397,6 +458,10 @@ fn check_device(refuse: &Refusals<'_>, index: usize, device: &LinuxDevice) -> Re
     match device.typ() {
         // Its contents become a disk of the guest; that it is there is found out by opening it.
         LinuxDeviceType::P | LinuxDeviceType::B => Ok(()),
+        // Every container has it, as a link to that of its own terminals.
+        LinuxDeviceType::C if (device.major(), device.minor()) == (5, 2) && device.path() == Path::new("/dev/ptmx") => {
+            Ok(())
+        }
         LinuxDeviceType::C | LinuxDeviceType::U if known(device.major(), device.minor()) => Ok(()),
         _ => Err(refuse.because(
             field,
@@ -413,8 +478,8 @@ fn check_device(refuse: &Refusals<'_>, index: usize, device: &LinuxDevice) -> Re
 fn check_mount(refuse: &Refusals<'_>, dir: &Path, index: usize, mount: &Mount, role: Role) -> Result<MountSource> {
     let field = |name: &str| format!("mounts[{index}].{name}");
     let destination = mount.destination();
-    if !destination.is_absolute() {
-        return Err(refuse.because(field("destination"), format!("{destination:?} is not an absolute path")));
+    if destination.as_os_str().is_empty() {
+        return Err(refuse.because(field("destination"), "is empty; a path in the container is expected"));
     }
     if destination.components().any(|part| part == Component::ParentDir) {
         return Err(
@@ -527,17 +592,51 @@ mod tests {
     #[test]
     fn what_is_wrong_is_refused_with_file_field_and_expectation() {
         refused(|c| c["process"]["args"] = serde_json::json!([]), "process.args", "the program to run is expected");
+        refused(|c| c["process"]["user"] = serde_json::json!({"uid": "root"}), "process.user.uid", "string");
+        let limit = serde_json::json!({"type": "RLIMIT_CORE", "soft": 1, "hard": 1});
+        refused(|c| c["process"]["rlimits"] = serde_json::json!([limit, limit]), "process.rlimits[1]", "listed twice");
         refused(|c| c["process"]["cwd"] = "here".into(), "process.cwd", "not an absolute path");
         refused(|c| c["root"]["path"] = "nowhere".into(), "root.path", "No such file");
         refused(|c| c["root"]["path"] = "config.json".into(), "root.path", "not a directory");
         refused(|c| c["process"]["args"] = 7.into(), "process.args", "expected a sequence");
         refused(|c| c["ociVersion"] = "7".into(), "ociVersion", "1.x is expected");
-        refused(|c| c["mounts"][0]["destination"] = "proc".into(), "mounts[0].destination", "not an absolute path");
+        refused(|c| c["mounts"][0]["destination"] = "".into(), "mounts[0].destination", "is empty");
+        refused(|c| c["mounts"][0]["destination"] = "/a/../b".into(), "mounts[0].destination", "a plain path");
+        refused(|c| c["linux"]["sysctl"] = serde_json::json!({"kernel.hostname": "h"}), "linux.sysctl", "`hostname`");
+        refused(|c| c["linux"]["intelRdt"] = serde_json::json!({"closID": "c"}), "linux.intelRdt", "caches");
         refused(
             |c| c["mounts"][0] = serde_json::json!({"destination": "/x", "type": "bind", "source": "/no/such"}),
             "mounts[0].source",
             "/no/such",
         );
+    }
+
+    #[test]
+    fn capabilities_that_do_not_exist_are_left_out_and_told() {
+        let names = serde_json::json!(["CAP_KILL", "CAP_TEST", "CAP_OTHER", "CAP_TEST"]);
+        let loaded = bundle(|c| c["process"]["capabilities"] = serde_json::json!({"bounding": names})).1.unwrap();
+        assert_eq!(loaded.unknown_capabilities, ["CAP_TEST", "CAP_OTHER"]);
+        let sets = loaded.spec.process().as_ref().unwrap().capabilities().clone().unwrap();
+        assert_eq!(sets.bounding().as_ref().unwrap().len(), 1);
+        refused(
+            |c| c["process"]["capabilities"] = serde_json::json!({"bounding": [7]}),
+            "process.capabilities",
+            "string",
+        );
+    }
+
+    #[test]
+    fn devices_of_the_guests_own_kernel_are_accepted() {
+        let device = |path: &str, major: i64, minor: i64| {
+            let device = serde_json::json!([{"path": path, "type": "c", "major": major, "minor": minor}]);
+            bundle(|c| c["linux"]["devices"] = device).1
+        };
+        device("/dev/kmsg", 1, 11).unwrap();
+        device("/dev/ptmx", 5, 2).unwrap();
+        for (path, major, minor) in [("/dev/mem", 1, 1), ("/dev/other", 5, 2)] {
+            let text = device(path, major, minor).unwrap_err().chain();
+            assert!(text.contains("linux.devices[0]") && text.contains("host's kernel"), "{text}");
+        }
     }
 
     #[test]

@@ -11,9 +11,14 @@ use std::{
     time::Duration,
 };
 
-use agent_api::{ExitStatus, ProcessInfo, WindowSize, frame};
-use oci_spec::runtime::Process;
-use rustix::fs::{Mode, OFlags};
+use agent_api::{ExitStatus, ProcessInfo, WindowSize, frame, statistics::Statistics};
+use oci_spec::runtime::{LinuxResources, Process};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fs::{Mode, OFlags},
+    io::Errno,
+    time::Timespec,
+};
 
 use crate::{
     Error, Result,
@@ -27,6 +32,8 @@ use crate::{
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the daemon may take to end the machine and itself.
 const DELETE_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a change of limits may take: the guest's kernel may have to make room first.
+const UPDATE_DEADLINE: Duration = Duration::from_secs(75);
 
 /// The daemon's ends of a process's stdio: one end each of a stream socket pair.
 #[derive(Debug, Default)]
@@ -151,6 +158,18 @@ impl Client {
         self.done("resume the container", &Request::Resume)
     }
 
+    /// Waits, without a deadline, until somebody has resumed the container, or it has ended.
+    ///
+    /// # Errors
+    /// [`Error::Sandbox`].
+    pub fn wait_until_resumed(&self) -> Result<()> {
+        let mut connection = self.call("wait until the container is resumed", &Request::Resumed, &[])?;
+        match connection.reply(None)? {
+            Reply::Done => Ok(()),
+            other => Err(connection.unexpected(other)),
+        }
+    }
+
     /// Lists the container's processes.
     ///
     /// # Errors
@@ -161,6 +180,41 @@ impl Client {
             Reply::Processes(processes) => Ok(processes),
             other => Err(connection.unexpected(other)),
         }
+    }
+
+    /// What the container uses.
+    ///
+    /// # Errors
+    /// [`Error::Sandbox`].
+    pub fn statistics(&self) -> Result<Statistics> {
+        let mut connection = self.call("ask for the statistics", &Request::Statistics, &[])?;
+        match connection.reply(Some(CALL_DEADLINE))? {
+            Reply::Statistics(statistics) => Ok(*statistics),
+            other => Err(connection.unexpected(other)),
+        }
+    }
+
+    /// Changes the container's limits; what is absent stays as it is.
+    ///
+    /// # Errors
+    /// What the guest says; what could be changed back is as it was.
+    pub fn update(&self, resources: LinuxResources) -> Result<()> {
+        let request = Request::Update { resources: Box::new(resources) };
+        let mut connection = self.call("change the container's limits", &request, &[])?;
+        match connection.reply(Some(UPDATE_DEADLINE))? {
+            Reply::Done => Ok(()),
+            other => Err(connection.unexpected(other)),
+        }
+    }
+
+    /// Listens to what happens to the container.
+    ///
+    /// # Errors
+    /// [`Error::Sandbox`].
+    pub fn events(&self) -> Result<Events> {
+        let mut connection = self.call("listen to the container", &Request::Events, &[])?;
+        connection.done()?;
+        Ok(Events { connection })
     }
 
     /// Starts a further process named `id` with these ends of its stdio.
@@ -239,6 +293,48 @@ impl Client {
             crate::sys::wait_gone(&handle, if force { Duration::from_secs(5) } else { DELETE_DEADLINE });
         }
         self.dir.purge()
+    }
+}
+
+/// What happens to a container, as it happens.
+#[derive(Debug)]
+pub struct Events {
+    connection: Connection,
+}
+
+/// What was heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// A process was killed for want of memory.
+    OutOfMemory,
+    /// Nothing in that time.
+    Nothing,
+    /// The container has stopped.
+    Stopped,
+}
+
+impl Events {
+    /// Waits for the next event, at most that long.
+    ///
+    /// # Errors
+    /// The daemon says something else.
+    pub fn next(&mut self, at_most: Duration) -> Result<Heard> {
+        let timeout = Timespec {
+            tv_sec: at_most.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: at_most.subsec_nanos().into(),
+        };
+        match poll(&mut [PollFd::new(&self.connection.stream, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) | Err(Errno::INTR) => return Ok(Heard::Nothing),
+            Ok(_) => {}
+            Err(error) => return Err(Error::io("listen to the container", error)),
+        }
+        match self.connection.reply(Some(CALL_DEADLINE)) {
+            Ok(Reply::OutOfMemory) => Ok(Heard::OutOfMemory),
+            Ok(other) => Err(self.connection.unexpected(other)),
+            // The end of the connection is that of the container, or of all that belongs to it.
+            Err(Error::Sandbox { .. }) => Ok(Heard::Stopped),
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -1,6 +1,12 @@
 //! What is known of a sandbox, in memory and, before each further step, in its state directory.
 
-use std::{cell::RefCell, collections::HashMap, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+};
+
+use tokio::sync::broadcast;
 
 use crate::{
     Result,
@@ -62,30 +68,50 @@ impl Journal {
     }
 }
 
-/// Writes down what happens to the containers of a sandbox.
-#[derive(Default)]
-pub(crate) struct Recorder(RefCell<HashMap<String, Rc<Journal>>>);
+/// How many events a slow listener may be behind; it only learns that there were some.
+const BACKLOG: usize = 16;
+
+/// Writes down what happens to the containers of a sandbox, and tells whoever listens.
+pub(crate) struct Recorder {
+    journals: RefCell<HashMap<String, Rc<Journal>>>,
+    /// Containers that ran out of memory.
+    out_of_memory: broadcast::Sender<String>,
+    /// Whether somebody has listened before.
+    heard: Cell<bool>,
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        let (out_of_memory, _) = broadcast::channel(BACKLOG);
+        Self { journals: RefCell::default(), out_of_memory, heard: Cell::new(false) }
+    }
+}
 
 impl Recorder {
+    /// The names of containers that run out of memory, and whether nobody has listened before.
+    pub(crate) fn listen(&self) -> (broadcast::Receiver<String>, bool) {
+        (self.out_of_memory.subscribe(), !self.heard.replace(true))
+    }
+
     /// One more container.
     pub(crate) fn add(&self, journal: &Rc<Journal>) {
-        self.0.borrow_mut().insert(journal.dir().id().into(), journal.clone());
+        self.journals.borrow_mut().insert(journal.dir().id().into(), journal.clone());
     }
 
     /// A container is no more.
     pub(crate) fn remove(&self, container: &str) {
-        self.0.borrow_mut().remove(container);
+        self.journals.borrow_mut().remove(container);
     }
 
     /// Those of all containers.
     pub(crate) fn all(&self) -> Vec<Rc<Journal>> {
-        self.0.borrow().values().cloned().collect()
+        self.journals.borrow().values().cloned().collect()
     }
 }
 
 impl Observer for Recorder {
     fn process_ended(&self, container: &str, exec: Option<&str>, outcome: &Outcome) {
-        let journal = self.0.borrow().get(container).cloned();
+        let journal = self.journals.borrow().get(container).cloned();
         let Some(journal) = journal.filter(|_| exec.is_none()) else { return };
         journal.update_or_log(|state| {
             state.status = Status::Stopped;
@@ -101,5 +127,8 @@ impl Observer for Recorder {
         self.all().iter().for_each(|journal| journal.died(reason));
     }
 
-    fn out_of_memory(&self, _container: &str) {}
+    fn out_of_memory(&self, container: &str) {
+        // Nobody may be listening.
+        let _ = self.out_of_memory.send(container.into());
+    }
 }

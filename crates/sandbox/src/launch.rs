@@ -247,7 +247,7 @@ fn check_network(bundle: &Bundle) -> Result<Option<PathBuf>> {
     let path = fs::canonicalize(&path).unwrap_or(path);
     if network::Namespace::open(&path)?.is_host()? {
         return Err(Error::Bundle {
-            file: bundle.dir.join("config.json"),
+            file: bundle.file.clone(),
             field: "linux.namespaces".into(),
             problem: format!(
                 "the network namespace {} is the host's; a virtual machine cannot share it: leave `path` out for a new one",
@@ -263,6 +263,7 @@ pub fn initial_state(id: &str, bundle: &Bundle) -> ContainerState {
     ContainerState {
         oci_version: bundle.spec.version().clone(),
         rootfs: bundle.rootfs.clone(),
+        config: Some(bundle.file.clone()),
         annotations: bundle.spec.annotations().clone().unwrap_or_default(),
         hooks: bundle.spec.hooks().clone(),
         cgroup: bundle

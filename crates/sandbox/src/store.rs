@@ -122,6 +122,9 @@ pub struct ContainerState {
     pub rootfs: PathBuf,
     /// When it was created, RFC 3339.
     pub created: String,
+    /// The file of its configuration, unless it is the bundle's usual one.
+    #[serde(default)]
+    pub config: Option<PathBuf>,
     /// Annotations of its configuration.
     #[serde(default)]
     pub annotations: HashMap<String, String>,
@@ -175,6 +178,7 @@ impl ContainerState {
             rootfs: bundle.join("rootfs"),
             bundle,
             created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
+            config: None,
             annotations: HashMap::new(),
             exit: None,
             failure: None,

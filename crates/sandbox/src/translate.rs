@@ -226,6 +226,8 @@ impl Prepared {
     }
 
     fn mount(&mut self, id: &str, index: usize, mount: &mut Mount, source: MountSource) -> Result<()> {
+        // Old configurations leave the first slash out.
+        mount.set_destination(Path::new("/").join(mount.destination()));
         let guest = match source {
             MountSource::Guest => return Ok(()),
             MountSource::GuestPath(path) => path.to_owned(),
@@ -302,7 +304,7 @@ impl Prepared {
         let Some(linux) = self.parts.spec.linux_mut() else { return Ok(()) };
         if let Some(profile) = linux.seccomp() {
             self.parts.seccomp = Some(crate::seccomp::compile(profile, arch).map_err(|problem| Error::Bundle {
-                file: bundle.dir.join("config.json"),
+                file: bundle.file.clone(),
                 field: "linux.seccomp".into(),
                 problem,
             })?);

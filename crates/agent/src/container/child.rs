@@ -70,11 +70,8 @@ pub fn become_first(first: &First<'_>, wiring: &Wiring, status: &ChildEnd) -> ! 
     let status = arrange(wiring, status).and_then(close_others);
     run(status, |status| {
         first.prepare(wiring, status).map_err(|fault| prefixed("error during container init: ", fault))?;
-        let wait = |status: &ChildEnd, env: &[CString]| {
-            status.wait()?;
-            hooks::run(first.spec.start_hooks(), first.told.unwrap_or("{}"), env)
-        };
-        finish(&first.spec.process, first.seccomp, wait, status)
+        let hooks = |env: &[CString]| hooks::run(first.spec.start_hooks(), first.told.unwrap_or("{}"), env);
+        finish(&first.spec.process, first.seccomp, ChildEnd::wait, hooks, status)
     })
 }
 
@@ -82,7 +79,7 @@ pub fn become_first(first: &First<'_>, wiring: &Wiring, status: &ChildEnd) -> ! 
 pub fn become_further(further: &Further<'_>, wiring: &Wiring, status: &ChildEnd) -> ! {
     run(arrange(wiring, status), |status| {
         further.prepare(status)?;
-        finish(further.process, further.seccomp, |_, _| Ok(()), status)
+        finish(further.process, further.seccomp, |_| Ok(()), |_| Ok(()), status)
     })
 }
 
@@ -271,7 +268,8 @@ fn show_as_console(terminal: &tty::Terminal) -> Result<(), Fault> {
 fn finish(
     process: &Process,
     seccomp: Option<&SeccompFilter>,
-    wait: impl FnOnce(&ChildEnd, &[CString]) -> Result<(), Fault>,
+    wait: impl FnOnce(&ChildEnd) -> Result<(), Fault>,
+    hooks: impl FnOnce(&[CString]) -> Result<(), Fault>,
     status: &ChildEnd,
 ) -> Result<Infallible, Fault> {
     let user = &process.user;
@@ -303,10 +301,12 @@ fn finish(
     let (program, args, env) = (c_string(&program)?, c_strings(args.iter())?, c_strings(env.lines())?);
 
     status.ready()?;
-    wait(status, &env)?;
+    wait(status)?;
     if no_new_privileges {
         filter(seccomp)?;
     }
+    // They are in the container, and its filter holds for them.
+    hooks(&env)?;
     let error = sys::execve(&program, &references(&args), &references(&env));
     // The caller was told that the process exists, so this is said as the process would say it.
     let text = format!("exec {}: {}\n", program.to_string_lossy(), reason(&error));

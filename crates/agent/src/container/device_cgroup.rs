@@ -69,6 +69,8 @@ impl Rule {
                 'r' => READ,
                 'w' => WRITE,
                 'm' => MKNOD,
+                // Some write it for "all", which it is in another field. No rule is the wider or narrower for it.
+                'a' => 0,
                 _ => return Err(wrong("expected an access made of r, w and m")),
             };
         }
@@ -274,6 +276,10 @@ mod tests {
     fn wrong_rules_are_named() {
         let rules: Vec<DeviceRule> =
             serde_json::from_str(r#"[{"allow":true,"type":"c","major":1,"access":"rx"}]"#).unwrap();
+        assert_eq!(
+            compiled(r#"[{"allow":false,"type":"c","access":"rwa"}]"#),
+            compiled(r#"[{"allow":false,"type":"c","access":"rw"}]"#)
+        );
         let message = program(&rules).unwrap_err().message;
         assert!(message.contains("\"rx\"") && message.contains("made of r, w and m"), "{message}");
     }

@@ -56,7 +56,7 @@ pub fn run(hooks: &[Hook], told: &str, env: &[CString]) -> Result<(), Fault> {
             Some(status) => {
                 let how = match (status.exit_status(), status.terminating_signal()) {
                     (Some(code), _) => format!("exit status: {code}"),
-                    (_, Some(signal)) => format!("signal: {signal}"),
+                    (_, Some(signal)) => format!("signal: {}", signal_in_words(signal)),
                     _ => "unknown".to_owned(),
                 };
                 return Err(failed(format!("failed ({how}): {said}")));
@@ -64,6 +64,20 @@ pub fn run(hooks: &[Hook], told: &str, env: &[CString]) -> Result<(), Fault> {
         }
     }
     Ok(())
+}
+
+/// As readers of runc's messages know them.
+fn signal_in_words(signal: i32) -> String {
+    match signal {
+        libc::SIGABRT => "aborted".into(),
+        libc::SIGBUS => "bus error".into(),
+        libc::SIGFPE => "floating point exception".into(),
+        libc::SIGKILL => "killed".into(),
+        libc::SIGSEGV => "segmentation fault".into(),
+        libc::SIGSYS => "bad system call".into(),
+        libc::SIGTERM => "terminated".into(),
+        signal => signal.to_string(),
+    }
 }
 
 /// Runs one; gives how it ended, if it did in time, and the end of what it said.

@@ -8,7 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use agent_api::{Fault, GUEST_SHARED_DIR, GUEST_SHM_DIR, GUEST_STORAGE_DIR};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxAttributes, StatxFlags, fstat, fstatfs, openat, statx};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, StatxAttributes, StatxFlags, fstat, fstatfs, openat, statat, statx,
+};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
@@ -79,6 +81,9 @@ impl Mounter<'_> {
             return self.bind(source, destination, options.bind == Some(true), &options);
         }
         check_destination(destination, kind == "proc")?;
+        if matches!(kind, "proc" | "sysfs") {
+            self.expect_ordinary_directory(kind, destination)?;
+        }
         match kind {
             "" | "none" => Err(invalid(format!("the mount at {destination:?} has no type")).into()),
             "cgroup" | "cgroup2" if !self.cgroup_namespace => self.bind(self.cgroup, destination, true, &options),
@@ -93,6 +98,17 @@ impl Mounter<'_> {
                 other => other,
             },
             _ => self.new_mount(kind, source, destination, &options),
+        }
+    }
+
+    /// An image that has a link where the kernel's files belong wants them somewhere else, so that what masks them is not over them.
+    fn expect_ordinary_directory(&self, kind: &str, destination: &Path) -> Result<(), Failure> {
+        let Ok((parent, name)) = self.root.parent_of(destination) else { return Ok(()) };
+        match statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => {
+                Err(Failure::Text(format!("filesystem {kind:?} must be mounted on ordinary directory")))
+            }
+            _ => Ok(()),
         }
     }
 

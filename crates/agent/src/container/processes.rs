@@ -28,6 +28,7 @@ fn describe(pid: u32, ticks: u64, booted: u64) -> Option<ProcessInfo> {
         cpu_ms: stat.cpu_ticks * 1000 / ticks,
         start_s: booted + stat.start_ticks / ticks,
         tty: terminal_name(stat.tty),
+        state: stat.state,
         command: command(&cmdline, &stat.name),
     })
 }
@@ -35,6 +36,7 @@ fn describe(pid: u32, ticks: u64, booted: u64) -> Option<ProcessInfo> {
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
     name: String,
+    state: String,
     ppid: u32,
     tty: u32,
     cpu_ticks: u64,
@@ -50,6 +52,7 @@ impl Stat {
         let number = |field: usize| fields.get(field - 3)?.parse::<i64>().ok();
         Some(Self {
             name,
+            state: (*fields.first()?).to_owned(),
             ppid: u32::try_from(number(4)?).ok()?,
             tty: number(7)? as u32,
             cpu_ticks: u64::try_from(number(14)? + number(15)?).ok()?,
@@ -86,7 +89,8 @@ mod tests {
     fn a_name_may_have_brackets_and_spaces() {
         let text = "42 (a) b (c) S 7 42 42 34817 42 4194304 59 0 0 0 5 6 0 0 20 0 1 0 1234 2387968 348";
         let stat = Stat::parse(text).unwrap();
-        assert_eq!(stat, Stat { name: "a) b (c".into(), ppid: 7, tty: 34817, cpu_ticks: 11, start_ticks: 1234 });
+        let (name, state) = ("a) b (c".into(), "S".into());
+        assert_eq!(stat, Stat { name, state, ppid: 7, tty: 34817, cpu_ticks: 11, start_ticks: 1234 });
         assert_eq!(terminal_name(stat.tty), "pts/1");
     }
 

@@ -27,6 +27,9 @@ use crate::{
     stdio,
 };
 
+/// What is there where systemd is the first process (sd_booted(3)).
+const SYSTEMD: &str = "/run/systemd/system";
+
 /// `create`.
 pub(crate) fn create(context: &Context, id: &str, args: &CreateArgs) -> Result<ExitCode> {
     detached(context, id, args, false)
@@ -54,8 +57,15 @@ struct Order {
 fn check(context: &Context, id: &str, args: &CreateArgs, detached: bool) -> Result<Order> {
     rootless::check()?;
     context.store.check_free(id)?;
+    if context.systemd && !Path::new(SYSTEMD).is_dir() {
+        return Err(Error::refused("systemd not running on this host, cannot use systemd cgroups manager"));
+    }
     let dir = args.bundle.as_deref().unwrap_or(Path::new("."));
-    let (bundle, joining) = Bundle::load_joining(dir, &context.store)?;
+    let (bundle, joining) = Bundle::load_joining(dir, args.config.as_deref(), &context.store)?;
+    if !bundle.unknown_capabilities.is_empty() {
+        let names = bundle.unknown_capabilities.join(" ");
+        context.log.warning(&format!("ignoring unknown or unavailable capabilities: [{names}]"));
+    }
     refuse_descriptors(args.preserve_fds)?;
     warn_of_passed_sockets(context);
     let terminal = bundle.spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);

@@ -33,12 +33,11 @@ pub(crate) fn exec(context: &Context, mut args: ExecArgs) -> Result<ExitCode> {
     let state = context.store.state(&id)?;
     match state.status {
         Status::Stopped => return Err(stopped("cannot exec in a stopped container", &state)),
-        Status::Paused if args.ignore_paused => {
-            return Err(Error::refused(
-                "--ignore-paused: no process can be started in a frozen container; resume it first",
-            ));
+        // With runc the process is there and frozen; whoever waits for it sees the same.
+        Status::Paused if args.ignore_paused => client.wait_until_resumed()?,
+        Status::Paused => {
+            return Err(Error::refused("cannot exec in a paused container (use --ignore-paused to override)"));
         }
-        Status::Paused => return Err(Error::refused("cannot exec in a paused container; resume it first")),
         _ => {}
     }
     refuse_options(&args)?;
@@ -51,6 +50,7 @@ pub(crate) fn exec(context: &Context, mut args: ExecArgs) -> Result<ExitCode> {
     }
     // Unique among the container's processes: no other process has this pid at this moment.
     let name = format!("exec-{}-{}", std::process::id(), sandbox::timeline::now_ns());
+    context.log.debug(|| format!("process {name} in container {id}"));
     if args.detach {
         detached(context, &state, &client, &name, process, &args)
     } else {
@@ -86,7 +86,7 @@ fn process(context: &Context, state: &ContainerState, args: &mut ExecArgs) -> Re
         caps: std::mem::take(&mut args.cap),
         no_new_privs: args.no_new_privs,
     };
-    process_spec::from_bundle(&state.bundle, changes, &mut |text| context.log.warning(text))
+    process_spec::from_bundle(&state.bundle, state.config.as_deref(), changes, &mut |text| context.log.warning(text))
 }
 
 fn foreground(

@@ -1,7 +1,10 @@
 //! `start`, `pause`, `resume` and `delete`: one call to the sandbox each, with runc's words for a state that does not
 //! allow it.
 
-use std::process::ExitCode;
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use sandbox::{
     client::Client,
@@ -9,12 +12,31 @@ use sandbox::{
     store::{ContainerState, Status},
 };
 
-use crate::{Error, Result, cli::Context};
+use crate::{Error, Result, cli::Context, sys};
 
 fn find(context: &Context, id: &str) -> Result<(Client, ContainerState)> {
     let client = Client::new(&context.store, id)?;
     let state = context.store.state(id)?;
     Ok((client, state))
+}
+
+/// Does something to the container of this name, or to each whose name has a match of it, as crun does. The first failure ends it.
+pub(crate) fn each(
+    context: &Context,
+    name: &str,
+    is_pattern: bool,
+    action: impl Fn(&str) -> Result<ExitCode>,
+) -> Result<ExitCode> {
+    if !is_pattern {
+        return action(name);
+    }
+    let pattern = sys::Pattern::new(name).map_err(|why| Error::refused(format!("--regex {name}: {why}")))?;
+    for (id, _) in context.store.list()? {
+        if pattern.is_in(&id) {
+            action(&id)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// runc's words for a container that has stopped, and why it has, if that was nobody's wish.
@@ -25,9 +47,19 @@ pub(crate) fn stopped(words: &str, state: &ContainerState) -> Error {
     }
 }
 
+/// How long `start` waits for a `create` that is still at it, and how often it looks. A machine takes a moment in which a container of runc's
+/// would not even be known.
+const CREATION: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// `start`.
 pub(crate) fn start(context: &Context, id: &str) -> Result<ExitCode> {
-    let (client, state) = find(context, id)?;
+    let (client, mut state) = find(context, id)?;
+    let end = Instant::now() + CREATION;
+    while state.status == Status::Creating && Instant::now() < end {
+        std::thread::sleep(PAUSE);
+        state = context.store.state(id)?;
+    }
     match state.status {
         Status::Created => {
             client.start()?;

@@ -51,13 +51,14 @@ enum Column {
     Started,
     Elapsed,
     Tty,
+    State,
     Time,
     Command,
     Name,
 }
 
 /// A column's name for `-o`, its heading, its width in characters, and whether it is flush right; as in ps(1).
-const COLUMNS: [(Column, &str, &str, usize, bool); 15] = [
+const COLUMNS: [(Column, &str, &str, usize, bool); 16] = [
     (Column::User, "user", "USER", 8, false),
     (Column::User, "euser", "EUSER", 8, false),
     (Column::Uid, "uid", "UID", 5, true),
@@ -68,6 +69,7 @@ const COLUMNS: [(Column, &str, &str, usize, bool); 15] = [
     (Column::Elapsed, "etimes", "ELAPSED", 7, true),
     (Column::Tty, "tty", "TT", 8, false),
     (Column::Tty, "tt", "TT", 8, false),
+    (Column::State, "stat", "STAT", 4, false),
     (Column::Time, "time", "TIME", 8, true),
     (Column::Command, "cmd", "CMD", 0, false),
     (Column::Command, "args", "COMMAND", 0, false),
@@ -96,18 +98,32 @@ const FULL: [Shown; 8] = [
     Shown { column: Column::Command, heading: "CMD", width: 0, right: false },
 ];
 
+/// The table of `ps -ex`.
+const LONG: [Shown; 5] = [
+    Shown { column: Column::Pid, heading: "PID", width: 7, right: true },
+    Shown { column: Column::Tty, heading: "TTY", width: 8, right: false },
+    Shown { column: Column::State, heading: "STAT", width: 4, right: false },
+    Shown { column: Column::Time, heading: "TIME", width: 6, right: true },
+    Shown { column: Column::Command, heading: "COMMAND", width: 0, right: false },
+];
+
 fn columns(options: &[String]) -> Result<Vec<Shown>> {
     let mut chosen = Vec::new();
+    let mut usual: &[Shown] = &FULL;
     let mut options = options.iter();
     while let Some(option) = options.next() {
         let list = match option.as_str() {
             "-ef" | "-e" | "-f" | "-A" => continue,
+            "-x" | "-ex" => {
+                usual = &LONG;
+                continue;
+            }
             "-o" => options.next().ok_or_else(|| Error::refused("ps: -o needs a list of columns"))?.as_str(),
             option => match option.strip_prefix("-o") {
                 Some(list) => list,
                 None => {
                     return Err(Error::refused(format!(
-                        "ps: option {option:?} is not supported, because the host's ps cannot see into the guest; -ef and -o are"
+                        "ps: option {option:?} is not supported, because the host's ps cannot see into the guest; -ef, -x and -o are"
                     )));
                 }
             },
@@ -121,7 +137,7 @@ fn columns(options: &[String]) -> Result<Vec<Shown>> {
             chosen.push(Shown { column, heading, width, right });
         }
     }
-    Ok(if chosen.is_empty() { FULL.to_vec() } else { chosen })
+    Ok(if chosen.is_empty() { usual.to_vec() } else { chosen })
 }
 
 fn table(columns: &[Shown], processes: &[ProcessInfo], now: u64, users: &Users) -> String {
@@ -164,6 +180,7 @@ fn cell(column: Column, process: &ProcessInfo, now: u64, users: &Users) -> Strin
         Column::Started => started(process.start_s, now),
         Column::Elapsed => now.saturating_sub(process.start_s).to_string(),
         Column::Tty => process.tty.clone(),
+        Column::State => process.state.clone(),
         Column::Time => duration(process.cpu_ms / 1000),
         Column::Command => process.command.clone(),
         Column::Name => {
@@ -212,6 +229,7 @@ mod tests {
             cpu_ms: 61_500,
             start_s: noon(),
             tty: "?".into(),
+            state: "S".into(),
             command: "/bin/sleep 1000".into(),
         }
     }
@@ -234,6 +252,8 @@ mod tests {
         assert_eq!(text, "  PID COMMAND         CMD\n   71 sleep           /bin/sleep 1000\n");
         assert_eq!(options(&["-e", "-f"]).unwrap(), FULL);
         assert_eq!(options(&["-opid"]).unwrap().len(), 1);
+        let text = table(&options(&["-e", "-x"]).unwrap(), &[process()], noon(), &Users::default());
+        assert_eq!(text, "    PID TTY      STAT   TIME COMMAND\n     71 ?        S    00:01:01 /bin/sleep 1000\n");
         for (refused, word) in
             [(vec!["aux"], "\"aux\""), (vec!["-o", "rss"], "\"rss\""), (vec!["-o"], "list of columns")]
         {

@@ -290,6 +290,49 @@ fn a_detached_terminal_is_handed_over_and_its_size_followed() {
 }
 
 #[test]
+fn a_detached_process_that_closes_its_output_keeps_no_reader_waiting() {
+    let (end, ends) = std::sync::mpsc::channel::<()>();
+    let ends = std::sync::Mutex::new(ends);
+    let container = StandIn::new(Status::Running, move |mut process| {
+        process.stderr.take().unwrap().write_all(b"last words").unwrap();
+        drop(process.stdout.take());
+        // It lives on.
+        let _test_is_over = ends.lock().unwrap().recv_timeout(PATIENCE);
+        Some(ExitStatus::Code(0))
+    });
+    let (mut reader, out) = std::io::pipe().unwrap();
+    let mut command = container.command(&["exec", "--detach", ID, "x"]);
+    command.stdin(Stdio::null()).stderr(out.try_clone().unwrap()).stdout(out);
+    assert!(command.status().unwrap().success());
+    drop(command);
+    let mut said = String::new();
+    let begun = Instant::now();
+    reader.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "last words");
+    assert!(begun.elapsed() < PATIENCE, "the shim kept the pipe until the process's end");
+    drop(end);
+}
+
+#[test]
+fn a_detached_terminal_keeps_none_of_the_callers_output() {
+    let (end, ends) = std::sync::mpsc::channel::<()>();
+    let ends = std::sync::Mutex::new(ends);
+    let container = StandIn::new(Status::Running, move |_| {
+        let _test_is_over = ends.lock().unwrap().recv_timeout(PATIENCE);
+        Some(ExitStatus::Code(0))
+    });
+    let socket = container.path("console");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let mut command =
+        container.command(&["exec", "--detach", "-t", "--console-socket", socket.to_str().unwrap(), ID, "x"]);
+    let begun = Instant::now();
+    let output = command.output().unwrap();
+    let _terminal = receive_master(&listener);
+    assert!(output.status.success() && begun.elapsed() < PATIENCE, "the shim kept the pipe until the process's end");
+    drop(end);
+}
+
+#[test]
 fn a_terminal_in_the_foreground_is_raw_while_the_process_runs() {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     grantpt(&master).unwrap();

@@ -179,6 +179,7 @@ fn answer(mut stream: UnixStream, play: &Play, telling: &Telling, ending: &Endin
             cpu_ms: 0,
             start_s: 0,
             tty: "?".into(),
+            state: "S".into(),
             command: "sleep 1000".into(),
         }])),
         _ => say(&Reply::Done),

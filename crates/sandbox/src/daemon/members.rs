@@ -40,7 +40,13 @@ pub(super) async fn enter(
     journal.update(|state| state.status = if start { Status::Running } else { Status::Created })?;
     std::mem::forget(entering);
     Ok((
-        Rc::new(Host { sandbox, journal, recorder: host.recorder.clone(), cgroup: host.cgroup.clone() }),
+        Rc::new(Host {
+            sandbox,
+            journal,
+            recorder: host.recorder.clone(),
+            cgroup: host.cgroup.clone(),
+            resumed: tokio::sync::Notify::new(),
+        }),
         listener,
         guest_pid,
     ))

@@ -6,6 +6,7 @@
 //! The daemon's mount namespace is private and QEMU and the virtio-fs server are killed by the kernel when it ends, so
 //! whatever kills it leaves just the state directory.
 
+mod events;
 mod members;
 mod serve;
 
@@ -174,7 +175,7 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
     journal.update(|state| state.status = if start { Status::Running } else { Status::Created })?;
     sandbox.save_timeline()?;
     let cgroup = Rc::new(RefCell::new(host_cgroup));
-    Ok((Rc::new(Host { sandbox, journal, recorder, cgroup }), listener, guest_pid))
+    Ok((Rc::new(Host { sandbox, journal, recorder, cgroup, resumed: tokio::sync::Notify::new() }), listener, guest_pid))
 }
 
 /// A container and its stdio, as they came.

@@ -5,10 +5,10 @@ use std::{cell::RefCell, rc::Rc, time::Duration};
 use agent_api::{FaultKind, frame};
 use tokio::{
     net::{UnixListener, UnixStream},
-    sync::mpsc,
+    sync::{Notify, mpsc},
 };
 
-use super::{hung_up, members};
+use super::{events, hung_up, members};
 use crate::{
     Error, Result,
     api::{Reply, Request},
@@ -29,6 +29,8 @@ pub(super) struct Host {
     pub(super) recorder: Rc<Recorder>,
     /// The host's cgroup that the daemon is in.
     pub(super) cgroup: Rc<RefCell<Option<HostCgroup>>>,
+    /// Told that the container was resumed.
+    pub(super) resumed: Notify,
 }
 
 impl Host {
@@ -76,6 +78,11 @@ async fn answer(mut stream: UnixStream, host: Rc<Host>, deleted: mpsc::Sender<()
     let Ok(Ok((request, descriptors))) = received else { return };
     let reply = match request {
         Request::Wait { exec } => return answer_until_exit(stream, host, exec, None).await,
+        Request::Resumed => tokio::select! {
+            () = resumed(&host) => Reply::Done,
+            () = hung_up(&stream) => return,
+        },
+        Request::Events => return events::tell(stream, host).await,
         Request::Supervise { pid, exec } => return supervise(stream, host, pid, exec).await,
         Request::Exec { id, process, stdio } => {
             let started = match StdioEnds::from_descriptors(stdio, descriptors) {
@@ -116,7 +123,7 @@ async fn answer(mut stream: UnixStream, host: Rc<Host>, deleted: mpsc::Sender<()
     let _ = frame::write(&mut stream, &reply).await;
 }
 
-fn failed(error: Error) -> Reply {
+pub(super) fn failed(error: Error) -> Reply {
     match error {
         Error::Sandbox { kind, message } => Reply::Failed { kind, message },
         other => Reply::Failed { kind: None, message: other.chain() },
@@ -148,20 +155,42 @@ async fn carry_out(host: &Host, request: Request) -> Result<Reply> {
             expect(host, &[Status::Paused], "container not paused")?;
             sandbox.resume(container).await?;
             journal.update(|state| state.status = Status::Running)?;
+            host.resumed.notify_waiters();
         }
         Request::Processes => {
             expect(host, &[Status::Created, Status::Running, Status::Paused], "container not running")?;
             return Ok(Reply::Processes(sandbox.processes(container).await?));
         }
+        Request::Statistics => {
+            expect(host, &[Status::Created, Status::Running, Status::Paused], "container not running")?;
+            return Ok(Reply::Statistics(Box::new(sandbox.statistics(container).await?)));
+        }
+        Request::Update { resources } => {
+            expect(host, &[Status::Created, Status::Running, Status::Paused], "container not running")?;
+            sandbox.update(container, *resources).await?;
+        }
         Request::Create(_)
         | Request::Exec { .. }
         | Request::Wait { .. }
+        | Request::Events
+        | Request::Resumed
         | Request::Supervise { .. }
         | Request::Delete { .. } => {
             return Err(Error::State("this request is answered elsewhere".into()));
         }
     }
     Ok(Reply::Done)
+}
+
+/// Returns when the container is not paused any more.
+async fn resumed(host: &Host) {
+    while host.journal.status() == Status::Paused {
+        let Ok(ending) = host.sandbox.ending(host.container(), None) else { return };
+        tokio::select! {
+            () = host.resumed.notified() => {}
+            _ = ended(ending) => return,
+        }
+    }
 }
 
 fn expect(host: &Host, allowed: &[Status], otherwise: &str) -> Result<()> {

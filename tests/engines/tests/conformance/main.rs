@@ -1,0 +1,164 @@
+//! The test suites of other runtimes and of Podman, from Debian's source packages, through our command line and through the runtime
+//! they were written for, which is the control.
+//!
+//! `scripts/conformance.sh` fetches the suites and runs this. What passes with the control must pass with ours, unless
+//! `conformance/left-out.txt` names it with a reason. The result is written to `docs/oci-conformance.md` when a suite was run whole.
+//!
+//! `KATA_CONFORMANCE=FILE[:CASE]` runs only the files whose names contain FILE, and of them the cases whose names contain CASE;
+//! `KATA_CONFORMANCE_LOGS=DIRECTORY` keeps the output; `KATA_CONFORMANCE_ACCELERATOR=kvm` does not emulate the guests' processor;
+//! `KATA_ENGINES=runc` (or `kata`) leaves the other runtime out.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod report;
+mod results;
+mod suites;
+
+use std::{
+    env, fs,
+    path::PathBuf,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use engines::{Handler, host::Host};
+
+use crate::{
+    report::Row,
+    results::{LeftOut, Outcome, Outcomes},
+    suites::{Suite, directory},
+};
+
+/// How long one case may take, and what a file may take beside its cases.
+const CASE: Duration = Duration::from_secs(60);
+const FILE: Duration = Duration::from_secs(60);
+
+#[test]
+fn runc() {
+    run(&suites::RUNC);
+}
+
+#[test]
+fn crun() {
+    run(&suites::CRUN);
+}
+
+/// What `KATA_CONFORMANCE` asks for.
+struct Only {
+    file: String,
+    case: String,
+}
+
+impl Only {
+    fn read() -> Self {
+        let text = env::var("KATA_CONFORMANCE").unwrap_or_default();
+        let (file, case) = text.split_once(':').unwrap_or((&text, ""));
+        Self { file: file.into(), case: case.into() }
+    }
+
+    fn is_all(&self) -> bool {
+        self.file.is_empty() && self.case.is_empty()
+    }
+}
+
+fn run(suite: &Suite) {
+    let (only, left_out) = (Only::read(), LeftOut::read());
+    let mut rows = Vec::new();
+    println!("{:70} {:6} kata", suite.name, suite.control);
+    for file in suite.files().into_iter().filter(|file| file.contains(&only.file)) {
+        let all = suite.cases(&file);
+        let cases: Vec<String> = all
+            .iter()
+            .filter(|case| case.contains(&only.case))
+            .filter(|case| {
+                left_out.find(suite.name, &file, case).is_none_or(|entry| !entry.untried || !only.case.is_empty())
+            })
+            .cloned()
+            .collect();
+        let of = |handler: Handler| match engines::handlers().contains(&handler) && !cases.is_empty() {
+            true => execute(suite, handler, &file, &cases),
+            false => Outcomes::new(),
+        };
+        let mut outcomes = [of(Handler::Runc), of(Handler::Kata)];
+        // The cases have deadlines of their own, which a busy machine may miss.
+        let is_wrong = |case: &&String| {
+            let [control, ours] = [0, 1].map(|index: usize| outcomes[index].get(*case).copied());
+            let expected = left_out.find(suite.name, &file, case).is_some();
+            control == Some(Outcome::Passed) && ours.is_some_and(|ours| ours != Outcome::Passed) && !expected
+        };
+        let again: Vec<String> = cases.iter().filter(is_wrong).cloned().collect();
+        if !again.is_empty() && cases.len() > 1 {
+            outcomes[1].extend(execute(suite, Handler::Kata, &file, &again));
+        }
+        for case in all.iter().filter(|case| case.contains(&only.case)) {
+            let [control, ours] = [0, 1].map(|index: usize| outcomes[index].get(case).copied());
+            let left_out = left_out.find(suite.name, &file, case).cloned();
+            let row = Row { file: file.clone(), case: case.clone(), control, ours, left_out };
+            println!("{row}");
+            rows.push(row);
+        }
+    }
+    let wrong: Vec<String> = rows.iter().filter(|row| row.is_wrong()).map(Row::name).collect();
+    if only.is_all() && engines::handlers().len() == 2 {
+        let stale: Vec<String> = left_out.stale(suite.name, &rows);
+        assert!(stale.is_empty(), "left-out.txt names cases that are not there: {stale:?}");
+        report::write(suite, &rows);
+    }
+    println!("{}", report::summary(suite, &rows));
+    assert!(rows.iter().any(|row| row.control.or(row.ours) == Some(Outcome::Passed)), "nothing passes");
+    assert!(wrong.is_empty(), "what passes with {} must pass with ours: {wrong:#?}", suite.control);
+}
+
+/// Runs cases of a file on a machine of their own.
+fn execute(suite: &Suite, handler: Handler, file: &str, cases: &[String]) -> Outcomes {
+    let tools = directory();
+    let paths = [tools.join("bin"), tools.join("tools/usr/bin")];
+    let host = Host::start(&paths);
+    let own = host.directory().display().to_string();
+    // Ours is there as if it was installed. Without KVM each case would read a warning beside what it asks for.
+    let accelerator = env::var("KATA_CONFORMANCE_ACCELERATOR").unwrap_or_else(|_| "tcg".into());
+    host.sh(&format!(
+        "mkdir {own}/opt {own}/tmp {own}/suite; ln -s {} {own}/opt/kata; mount --bind {own}/opt /opt; chmod 755 {own}; chmod 1777 {own}/tmp
+        mkdir -p /etc/kata-containers
+        printf '[hypervisor.qemu]\\naccelerator = \"%s\"\\n' {accelerator} >/etc/kata-containers/configuration.toml
+        cp -a {}/. {own}/suite",
+        e2e::stage_directory().display(),
+        tools.join(suite.name).display(),
+    ));
+    let program = match handler {
+        Handler::Runc => tools.join("bin").join(suite.control),
+        Handler::Kata => e2e::stage().join("bin/kata-runtime"),
+    };
+    let log = host.directory().join("output");
+    let script = suite.script(&program, file, cases, CASE);
+    fs::write(host.directory().join("script"), format!("export TMPDIR={own}/tmp; cd {own}/suite\n{script}")).unwrap();
+    // The suites want a terminal to be there.
+    let mut child = host
+        .command("script", ["-qec", &format!("bash {own}/script"), "/dev/null"])
+        .stdout(fs::File::create(&log).unwrap())
+        .stderr(Stdio::inherit())
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let end = Instant::now() + FILE + CASE * u32::try_from(cases.len()).unwrap();
+    while child.try_wait().unwrap().is_none() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let text = String::from_utf8_lossy(&fs::read(&log).unwrap()).replace('\r', "");
+    keep(suite, handler, file, &text);
+    let mut outcomes = results::parse(&text);
+    for case in cases {
+        outcomes.entry(case.clone()).or_insert(Outcome::Unfinished);
+    }
+    drop(host);
+    let _ = child.kill();
+    let _ = child.wait();
+    outcomes
+}
+
+/// Keeps the output where `KATA_CONFORMANCE_LOGS` says.
+fn keep(suite: &Suite, handler: Handler, file: &str, text: &str) {
+    if let Some(directory) = env::var_os("KATA_CONFORMANCE_LOGS").map(PathBuf::from) {
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join(format!("{}-{file}-{}.log", suite.name, handler.name())), text).unwrap();
+    }
+}
