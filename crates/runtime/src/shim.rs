@@ -38,12 +38,13 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Error, Result, console,
     foreground::{CONTAINER_GRACE, EXEC_GRACE, how_it_ended},
-    place::Place,
+    place::{Place, Standing},
     pump::Pumps,
     signals::{Signals, Target},
     stdio::OurEnds,
     sys,
     terminal::{self, Terminal},
+    view::View,
 };
 
 /// `argv[0]` under which the executable is this.
@@ -62,6 +63,7 @@ struct Plan {
     exec: Option<String>,
     root: std::path::PathBuf,
     place: Place,
+    view: Option<View>,
     /// Descriptors: the ends of stdio, the connection to the console socket, and the socket to who started it.
     stdin: Option<RawFd>,
     stdout: Option<RawFd>,
@@ -88,6 +90,8 @@ pub(crate) struct Job<'a> {
     pub size: Option<WindowSize>,
     /// Where on the host it is to be.
     pub place: Place,
+    /// The files that are to be seen through it, if not the caller's.
+    pub view: Option<View>,
 }
 
 /// A shim that waits for the process to exist. It ends when this is dropped.
@@ -114,6 +118,7 @@ pub(crate) fn start(job: Job<'_>) -> Result<Waiting> {
         exec: job.exec.map(Into::into),
         root,
         place: job.place.clone(),
+        view: job.view.clone(),
         stdin: pass_end(&job.ends.stdin)?,
         stdout: pass_end(&job.ends.stdout)?,
         stderr: pass_end(&job.ends.stderr)?,
@@ -233,7 +238,7 @@ pub(crate) fn role_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCo
         Err(error) => return give_up(&mut socket, &error),
     };
     plan.place.stand(|placed| match placed {
-        Ok(()) => work(&plan, inherited, signals, socket),
+        Ok(standing) => work(&plan, &standing, inherited, signals, socket),
         Err(error) => give_up(&mut socket, &error),
     })
 }
@@ -251,13 +256,20 @@ fn begin() -> Result<Signals> {
     Signals::hold()
 }
 
-fn work(plan: &Plan, inherited: sys::Inherited, signals: Signals, mut socket: UnixStream) -> ExitCode {
+fn work(
+    plan: &Plan,
+    standing: &Standing,
+    inherited: sys::Inherited,
+    signals: Signals,
+    mut socket: UnixStream,
+) -> ExitCode {
     let mut exists = [0];
     if socket.write_all(&[READY]).and_then(|()| socket.read_exact(&mut exists)).is_err() {
         // The process will never exist.
         return ExitCode::FAILURE;
     }
-    let attending = match attend(plan, inherited, signals) {
+    let shown = plan.view.clone().map_or(Ok(()), |view| standing.show(view));
+    let attending = match shown.and_then(|()| attend(plan, inherited, signals)) {
         Ok(attending) => attending,
         Err(error) => return give_up(&mut socket, &error),
     };
@@ -364,6 +376,7 @@ mod tests {
             exec: Some("e".into()),
             root: "/run/x".into(),
             place: Place { network: Some(Network::New), cgroup: Some("/a/b".into()) },
+            view: Some(View { root: "/r".into(), mounts: Vec::new() }),
             stdin: Some(5),
             stdout: None,
             stderr: Some(6),

@@ -147,6 +147,13 @@ impl Launching<'_> {
         Ok(())
     }
 
+    /// Writes something that the user should know into the sandbox's log.
+    pub fn note(&self, text: &str) {
+        let log = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(self.dir.file("daemon.log"));
+        // It is the place for what cannot be said elsewhere.
+        let _lost = log.and_then(|mut log| std::io::Write::write_all(&mut log, format!("{text}\n").as_bytes()));
+    }
+
     /// The cgroup of the host in which the container's processes of the host shall be.
     pub fn cgroup(&self) -> Option<&Path> {
         self.state.cgroup.as_deref()
@@ -162,7 +169,13 @@ impl Launching<'_> {
     ///
     /// # Errors
     /// Whatever went wrong, with its step; nothing of the sandbox is left behind.
-    pub fn go(mut self, stdio: StdioEnds, start: bool, network: Option<&Path>, told: Option<&Told>) -> Result<Running> {
+    pub fn go(
+        &mut self,
+        stdio: StdioEnds,
+        start: bool,
+        network: Option<&Path>,
+        told: Option<&Told>,
+    ) -> Result<Running> {
         let mut prepared = self.prepared.take();
         if let Some((hooks, told)) = self.bundle.spec.hooks().as_ref().zip(told) {
             // They may have changed what is shared.

@@ -37,8 +37,6 @@ impl Podman {
 default_ulimits = ["nofile=20000:20000", "nproc=20000:20000"]
 seccomp_profile = "{files}/usr/share/containers/seccomp.json"
 init_path = "{files}/usr/bin/catatonit"
-# The machine has nobody to ask.
-dns_servers = ["192.0.2.53"]
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"

@@ -25,6 +25,7 @@ use crate::{
     shim,
     signals::Signals,
     stdio,
+    view::View,
 };
 
 /// `create`.
@@ -103,7 +104,10 @@ impl<'a> Making<'a> {
     fn prepare(&self, growing: bool) -> Result<Launching<'a>> {
         let (store, name) = (self.context.store.clone(), self.id.to_owned());
         self.signals.abort_after(move || abandon(&store, &name));
-        let mut warn = |text: &str| self.context.log.warning(text);
+        // An engine that creates takes what is on standard error for the container's output.
+        let quiet = growing && !self.context.log.is_heard();
+        let mut unsaid = Vec::new();
+        let mut warn = |text: &str| if quiet { unsaid.push(text.to_owned()) } else { self.context.log.warning(text) };
         let prepared = Launch {
             store: &self.context.store,
             id: self.id,
@@ -113,12 +117,19 @@ impl<'a> Making<'a> {
             growing,
             begun_ns: self.context.begun_ns,
         }
-        .prepare(&mut warn);
-        Ok(prepared?)
+        .prepare(&mut warn)?;
+        unsaid.iter().for_each(|text| prepared.note(text));
+        Ok(prepared)
     }
 
     /// Runs the hooks of a creation, if there are any, and launches. `pid` is the process that stands for the container's.
-    fn launch(&mut self, launching: Launching<'_>, stdio: StdioEnds, start: bool, pid: Option<u32>) -> Result<Running> {
+    fn launch(
+        &mut self,
+        launching: &mut Launching<'_>,
+        stdio: StdioEnds,
+        start: bool,
+        pid: Option<u32>,
+    ) -> Result<Running> {
         let network = match (launching.network(), pid) {
             (Some(path), _) => Some(path.to_owned()),
             (None, Some(pid)) => Some(format!("/proc/{pid}/ns/net").into()),
@@ -182,14 +193,16 @@ fn detached(context: &Context, id: &str, args: &CreateArgs, start: bool) -> Resu
         cols: u16::try_from(size.width()).unwrap_or(u16::MAX),
     });
     // An engine that creates may connect and limit anew until the end; who runs has said all.
-    let launching = making.prepare(!start)?;
+    // Declared before what may be in its cgroup, so that it goes after that.
+    let mut launching = making.prepare(!start)?;
     let network = launching.network().map_or(Network::New, |path| Network::At(path.into()));
     let place = Place { network: Some(network), cgroup: launching.cgroup().map(Into::into) };
-    let job = shim::Job { store: &context.store, id, exec: None, ends, console, size, place };
+    let view = View { root: order.bundle.rootfs.clone(), mounts: order.bundle.visible()? };
+    let job = shim::Job { store: &context.store, id, exec: None, ends, console, size, place, view: Some(view) };
     let made = shim::start(job).and_then(|waiting| {
         let pid = waiting.pid();
         context.log.debug(|| format!("kata-shim has pid {pid}"));
-        let running = making.launch(launching, theirs, start, Some(pid))?;
+        let running = making.launch(&mut launching, theirs, start, Some(pid))?;
         let stands = waiting.go().and_then(|pid| {
             args.pid_file.as_deref().map_or(Ok(()), |path| shim::write_pid_file(path, pid))?;
             let client = Client::new(&context.store, id)?;
@@ -214,14 +227,14 @@ fn foreground(context: &Context, id: &str, args: &CreateArgs, keep: bool) -> Res
     }
     let signals = Signals::hold()?;
     let mut making = Making::new(context, id, &order, &signals);
-    let launching = making.prepare(false)?;
+    let mut launching = making.prepare(false)?;
     // Only hooks can look for this process, or bring interfaces into a namespace that is new.
     let hooked = order.bundle.spec.hooks().is_some();
     let network = hooked.then(|| launching.network().map_or(Network::New, |path| Network::At(path.into())));
     let place = Place { network, cgroup: None };
     let begin = |placed: Result<()>| {
         placed?;
-        let running = making.launch(launching, theirs, true, hooked.then(std::process::id))?;
+        let running = making.launch(&mut launching, theirs, true, hooked.then(std::process::id))?;
         let attended = attend(context, id, args, foreground, &signals, running);
         if !keep || attended.is_err() {
             remove(context, id);
@@ -231,7 +244,7 @@ fn foreground(context: &Context, id: &str, args: &CreateArgs, keep: bool) -> Res
         }
         attended
     };
-    let attended = if hooked { place.stand(begin) } else { begin(Ok(())) };
+    let attended = if hooked { place.stand(|placed| begin(placed.map(drop))) } else { begin(Ok(())) };
     if attended.is_err() {
         making.undone();
     }
