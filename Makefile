@@ -11,7 +11,7 @@ export FORMAT ?= image
 export FS ?= erofs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel build stage run image test contest conformance aarch64 bench count lint qemu deb kubernetes install uninstall clean
+.PHONY: help setup kernel build stage run image test contest conformance podman aarch64 bench count lint qemu deb kubernetes install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,11 @@ conformance: ## run the suites of runc and crun through the built product and th
 	@scripts/setup.sh test
 	@scripts/stage.sh
 	@scripts/conformance.sh
+
+podman: ## run Podman's features through kata-runtime and through runc (20 minutes; PODMAN_SEQUENCE=100 containers one after another)
+	@scripts/setup.sh test
+	@scripts/stage.sh
+	@KATA_ENGINES_VERSIONS=all KATA_PODMAN_SEQUENCE=$(or $(PODMAN_SEQUENCE),100) cargo test -p engines --test suite --no-fail-fast -- podman:: --test-threads 2
 
 aarch64: ## run containers in an emulated aarch64 guest: build what it needs, then its tests
 	@scripts/setup.sh test

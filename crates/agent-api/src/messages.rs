@@ -300,6 +300,9 @@ pub struct CreateContainerOf<S> {
     /// Disks that the container shall have as devices.
     #[serde(default)]
     pub disks: Vec<DiskDevice>,
+    /// Whether it shall have a node for each device of the guest.
+    #[serde(default)]
+    pub all_devices: bool,
     /// The state, a JSON object, that `hooks.startContainer` of the configuration get once the process id is added.
     #[serde(default)]
     pub told: Option<String>,

@@ -205,6 +205,9 @@ pub struct Linux {
     pub namespaces: Vec<Namespace>,
     #[serde(default, deserialize_with = "list")]
     pub devices: Vec<Device>,
+    /// Not in the configuration: the host says it beside.
+    #[serde(skip)]
+    pub all_devices: bool,
     #[serde(default)]
     pub rootfs_propagation: Option<String>,
     #[serde(default, deserialize_with = "list")]

@@ -112,6 +112,11 @@ impl Log {
         self.write(Level::Error, message);
     }
 
+    /// Whether there is somebody whose words it is among: with neither a file nor a terminal, what is said may be taken for the container's.
+    pub(crate) fn is_heard(&self) -> bool {
+        self.file.is_some() || io::stderr().is_terminal()
+    }
+
     /// Something the user should know.
     pub(crate) fn warning(&self, message: &str) {
         self.write(Level::Warning, message);

@@ -46,6 +46,7 @@ mod stdio;
 mod sys;
 mod terminal;
 mod users;
+mod view;
 
 use std::{ffi::OsStr, path::Path, process::ExitCode};
 

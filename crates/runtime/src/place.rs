@@ -9,7 +9,7 @@ use network::Namespace;
 use sandbox::cgroup::HostCgroup;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{Error, Result, view::View};
 
 /// A network namespace of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,28 +30,60 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    fn enter(&self) -> Result<()> {
-        if let Some(path) = &self.cgroup {
-            HostCgroup::enter(path, &mut |_| Ok(()))?;
-        }
+    fn enter(&self) -> Result<Option<HostCgroup>> {
+        let cgroup = self.cgroup.as_deref().map(|path| HostCgroup::enter(path, &mut |_| Ok(()))).transpose()?;
         match &self.network {
             None => Ok(()),
             Some(Network::New) => Namespace::create().and_then(|namespace| namespace.enter()),
             Some(Network::At(path)) => Namespace::open(path).and_then(|namespace| namespace.enter()),
         }
-        .map_err(|error| Error::Sandbox(error.into()))
+        .map_err(|error| Error::Sandbox(error.into()))?;
+        Ok(cgroup)
     }
 
-    /// Takes the main thread there, from which this must be called, and does the work on another, which is told how that went. Returns when
-    /// the work is done.
-    pub(crate) fn stand<T: Send>(&self, work: impl FnOnce(Result<()>) -> T + Send) -> T {
+    /// Takes the main thread there, from which this must be called, and does the work on another, which is told how that went and may ask
+    /// for more. Returns when the work is done.
+    pub(crate) fn stand<T: Send>(&self, work: impl FnOnce(Result<Standing>) -> T + Send) -> T {
         thread::scope(|scope| {
             let (told, entered) = mpsc::channel();
+            let (asks, asked) = mpsc::channel::<View>();
             // Begun before the main thread has moved: a thread begins where the one is that starts it.
-            let worker =
-                scope.spawn(move || work(entered.recv().unwrap_or_else(|_| Err(Error::refused("interrupted")))));
-            let _worker_waits = told.send(self.enter());
+            let worker = scope.spawn(move || {
+                let placed = entered.recv().unwrap_or_else(|_| Err(Error::refused("interrupted")));
+                work(placed.map(|cgroup| Standing { asks, answers: entered, cgroup }))
+            });
+            let mut last = told.send(self.enter());
+            // Until the work is done.
+            while let Ok(view) = asked.recv() {
+                last = told.send(view.enter().map(|()| None));
+            }
+            let _nobody_waits = last;
             worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+}
+
+/// A way to have the main thread move further.
+pub(crate) struct Standing {
+    asks: mpsc::Sender<View>,
+    answers: mpsc::Receiver<Result<Option<HostCgroup>>>,
+    cgroup: Option<HostCgroup>,
+}
+
+impl Standing {
+    /// Has it show these files.
+    ///
+    /// # Errors
+    /// When they cannot be shown.
+    pub(crate) fn show(&self, view: View) -> Result<()> {
+        let _main_answers = self.asks.send(view);
+        self.answers.recv().unwrap_or_else(|_| Err(Error::refused("interrupted"))).map(drop)
+    }
+
+    /// Leaves the container's cgroup, so that it can be removed.
+    pub(crate) fn leave_cgroup(&mut self) {
+        if let Some(mut cgroup) = self.cgroup.take() {
+            cgroup.leave();
+        }
     }
 }

@@ -19,7 +19,7 @@ use std::{
     },
     path::Path,
     process::{Child, Command, ExitCode, Stdio},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -27,10 +27,12 @@ use agent_api::{ExitStatus, WindowSize};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::{Errno, FdFlags},
+    process::{PidfdFlags, pidfd_open},
     time::Timespec,
 };
 use sandbox::{
     client::{Client, Running},
+    hooks::{self, Point, Told},
     store::Store,
 };
 use serde::{Deserialize, Serialize};
@@ -38,12 +40,13 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Error, Result, console,
     foreground::{CONTAINER_GRACE, EXEC_GRACE, how_it_ended},
-    place::Place,
+    place::{Place, Standing},
     pump::Pumps,
     signals::{Signals, Target},
     stdio::OurEnds,
     sys,
     terminal::{self, Terminal},
+    view::View,
 };
 
 /// `argv[0]` under which the executable is this.
@@ -62,6 +65,9 @@ struct Plan {
     exec: Option<String>,
     root: std::path::PathBuf,
     place: Place,
+    view: Option<View>,
+    /// Who called the command that started it.
+    caller: i32,
     /// Descriptors: the ends of stdio, the connection to the console socket, and the socket to who started it.
     stdin: Option<RawFd>,
     stdout: Option<RawFd>,
@@ -88,6 +94,8 @@ pub(crate) struct Job<'a> {
     pub size: Option<WindowSize>,
     /// Where on the host it is to be.
     pub place: Place,
+    /// The files that are to be seen through it, if not the caller's.
+    pub view: Option<View>,
 }
 
 /// A shim that waits for the process to exist. It ends when this is dropped.
@@ -114,6 +122,8 @@ pub(crate) fn start(job: Job<'_>) -> Result<Waiting> {
         exec: job.exec.map(Into::into),
         root,
         place: job.place.clone(),
+        view: job.view.clone(),
+        caller: parent(),
         stdin: pass_end(&job.ends.stdin)?,
         stdout: pass_end(&job.ends.stdout)?,
         stderr: pass_end(&job.ends.stderr)?,
@@ -238,7 +248,7 @@ pub(crate) fn role_main(mut arguments: impl Iterator<Item = OsString>) -> ExitCo
         Err(error) => return give_up(&mut socket, &error),
     };
     plan.place.stand(|placed| match placed {
-        Ok(()) => work(&plan, inherited, signals, socket),
+        Ok(standing) => work(&plan, standing, inherited, signals, socket),
         Err(error) => give_up(&mut socket, &error),
     })
 }
@@ -256,13 +266,22 @@ fn begin() -> Result<Signals> {
     Signals::hold()
 }
 
-fn work(plan: &Plan, inherited: sys::Inherited, signals: Signals, mut socket: UnixStream) -> ExitCode {
+fn work(
+    plan: &Plan,
+    standing: Standing,
+    inherited: sys::Inherited,
+    signals: Signals,
+    mut socket: UnixStream,
+) -> ExitCode {
+    // Who has started this ends once it stands for the process.
+    let starter = rustix::process::getppid().and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     let mut exists = [0];
     if socket.write_all(&[READY]).and_then(|()| socket.read_exact(&mut exists)).is_err() {
         // The process will never exist.
         return ExitCode::FAILURE;
     }
-    let attending = match attend(plan, inherited, signals) {
+    let shown = plan.view.clone().map_or(Ok(()), |view| standing.show(view));
+    let attending = match shown.and_then(|()| attend(plan, inherited, signals)) {
         Ok(attending) => attending,
         Err(error) => return give_up(&mut socket, &error),
     };
@@ -270,8 +289,44 @@ fn work(plan: &Plan, inherited: sys::Inherited, signals: Signals, mut socket: Un
         // Nobody will ever know of this process.
         return ExitCode::FAILURE;
     }
+    let monitor = Monitor::of(plan, &starter);
     drop(socket);
-    attending.finish(plan)
+    attending.finish(plan, standing, &monitor)
+}
+
+/// The process number of the parent; 0 if that is in none of the process id namespaces that this process sees.
+fn parent() -> i32 {
+    rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get())
+}
+
+/// Who called for the container and has become this process's parent, as conmon and containerd's shim do: it waits for this process, and is
+/// the one that deletes the container.
+struct Monitor {
+    caller: i32,
+    adopter: Arc<OnceLock<i32>>,
+}
+
+impl Monitor {
+    fn of(plan: &Plan, starter: &Option<OwnedFd>) -> Self {
+        let adopter = Arc::new(OnceLock::new());
+        let (known, starter) = (adopter.clone(), starter.as_ref().and_then(|starter| starter.try_clone().ok()));
+        // Until the command that has started this ends, that is the parent.
+        let wait = move || {
+            let Some(starter) = starter else { return };
+            let timeout = Timespec { tv_sec: READY_DEADLINE.as_secs() as _, tv_nsec: 0 };
+            if matches!(poll(&mut [PollFd::new(&starter, PollFlags::IN)], Some(&timeout)), Ok(1..)) {
+                let _once = known.set(parent());
+            }
+        };
+        // Without it nothing is known of a monitor, and the container waits to be deleted.
+        let _unknown = std::thread::Builder::new().name("monitor".into()).spawn(wait);
+        Self { caller: plan.caller, adopter }
+    }
+
+    /// Whether it has died, so that nobody deletes the container: Podman believes then that there is nothing to delete.
+    fn has_died(&self) -> bool {
+        self.adopter.get() == Some(&self.caller) && parent() != self.caller
+    }
 }
 
 struct Attending {
@@ -304,12 +359,17 @@ fn stand_in_terminal(socket: &OwnedFd, size: Option<WindowSize>) -> Result<Arc<T
 }
 
 impl Attending {
-    fn finish(self, plan: &Plan) -> ExitCode {
+    fn finish(self, plan: &Plan, mut standing: Standing, monitor: &Monitor) -> ExitCode {
         let ended = self.running.wait();
         let lost = ended.is_err();
         self.pumps.drain(if plan.exec.is_some() || lost { EXEC_GRACE } else { CONTAINER_GRACE });
         let store = Store::new(&plan.root);
-        match ended.or_else(|error| how_it_ended(&store, &plan.id, plan.exec.as_deref(), error)) {
+        let ended = ended.or_else(|error| how_it_ended(&store, &plan.id, plan.exec.as_deref(), error));
+        if plan.exec.is_none() && monitor.has_died() {
+            standing.leave_cgroup();
+            remove(&store, &plan.id);
+        }
+        match ended {
             Ok(ExitStatus::Code(code)) => ExitCode::from(code),
             Ok(ExitStatus::Signal(signal)) => {
                 // Nobody wants to debug this program for a fault of that one.
@@ -322,6 +382,22 @@ impl Attending {
                 ExitCode::from(LOST)
             }
         }
+    }
+}
+
+/// Removes a container that nobody else will.
+fn remove(store: &Store, id: &str) {
+    let state = store.state(id);
+    let removed = Client::new(store, id).and_then(|client| client.delete(true));
+    if let Err(error) = removed {
+        let _nobody_reads = writeln!(io::stderr(), "kata-shim: container {id}: {}", error.chain());
+    }
+    if let Ok(state) = state
+        && let Some(hooks) = &state.hooks
+    {
+        hooks::run_all(Point::Poststop, hooks, &Told::of_state(&state), |error| {
+            let _nobody_reads = writeln!(io::stderr(), "kata-shim: container {id}: {}", error.chain());
+        });
     }
 }
 
@@ -369,6 +445,8 @@ mod tests {
             exec: Some("e".into()),
             root: "/run/x".into(),
             place: Place { network: Some(Network::New), cgroup: Some("/a/b".into()) },
+            caller: 7,
+            view: Some(View { root: "/r".into(), mounts: Vec::new() }),
             stdin: Some(5),
             stdout: None,
             stderr: Some(6),

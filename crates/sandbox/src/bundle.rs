@@ -11,9 +11,12 @@ use std::{
 };
 
 use config::Internetworking;
-use oci_spec::runtime::{Capability, Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Mount, Process, Spec};
+use oci_spec::runtime::{
+    Capability, Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType, Mount, Process, Spec,
+};
 
 use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
@@ -66,6 +69,17 @@ pub(crate) enum MountSource {
         /// Size in all, bytes.
         size: u64,
     },
+}
+
+/// What of a container's mounts can be seen on the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Visible {
+    /// What is mounted, if it is the host's.
+    pub source: Option<PathBuf>,
+    /// Where, in the container.
+    pub destination: PathBuf,
+    /// Whether it may only be read.
+    pub read_only: bool,
 }
 
 /// Whose bundle it is.
@@ -199,6 +213,21 @@ impl Bundle {
         ))
     }
 
+    /// What of the container's mounts can be seen on the host, in order.
+    ///
+    /// # Errors
+    /// As [`Bundle::load`].
+    pub fn visible(&self) -> Result<Vec<Visible>> {
+        let sources = self.mount_sources()?;
+        let mounts = self.spec.mounts().iter().flatten().zip(sources);
+        let seen = mounts.map(|(mount, source)| Visible {
+            source: if let MountSource::Host(path) = source { Some(path) } else { None },
+            destination: mount.destination().clone(),
+            read_only: mount.options().iter().flatten().any(|option| option == "ro" || option == "rro"),
+        });
+        Ok(seen.collect())
+    }
+
     /// What each mount is made from, in order.
     pub(crate) fn mount_sources(&self) -> Result<Vec<MountSource>> {
         let refuse = Refusals { file: &self.file };
@@ -211,11 +240,16 @@ impl Bundle {
             .collect()
     }
 
+    /// Whether it is to have all devices of the machine.
+    pub(crate) fn wants_all_devices(&self) -> bool {
+        self.spec.linux().as_ref().is_some_and(wants_all_devices)
+    }
+
     /// Whether the container may only read a device, by the rules of its devices' cgroup.
     pub(crate) fn is_read_only_device(&self, device: &LinuxDevice) -> bool {
         let resources = self.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
         let rules = resources.and_then(|resources| resources.devices().as_ref());
-        let own = |rule: &&oci_spec::runtime::LinuxDeviceCgroup| {
+        let own = |rule: &&LinuxDeviceCgroup| {
             rule.allow() && rule.major() == Some(device.major()) && rule.minor() == Some(device.minor())
         };
         let access = rules.and_then(|rules| rules.iter().rev().find(own)).and_then(|rule| rule.access().clone());
@@ -418,8 +452,10 @@ fn check_linux(refuse: &Refusals<'_>, spec: &Spec, linux: &Linux, role: Role) ->
     if has(LinuxNamespaceType::User) && linux.uid_mappings().iter().flatten().next().is_none() {
         return Err(refuse.because("linux.uidMappings", "is empty; a user namespace needs at least one mapping"));
     }
-    for (index, device) in linux.devices().iter().flatten().enumerate() {
-        check_device(refuse, index, device)?;
+    if !wants_all_devices(linux) {
+        for (index, device) in linux.devices().iter().flatten().enumerate() {
+            check_device(refuse, index, device)?;
+        }
     }
     let sysctl = |name: &str| linux.sysctl().as_ref().is_some_and(|sysctl| sysctl.contains_key(name));
     if sysctl("kernel.hostname") {
@@ -449,12 +485,34 @@ fn is_shared(kind: LinuxNamespaceType, role: Role) -> bool {
     matches!(role, Role::Member | Role::Beside) && matches!(kind, Ipc | Pid | Uts)
 }
 
+/// Whether a device means the same in every kernel.
+pub(crate) fn is_universal(device: &LinuxDevice) -> bool {
+    let known =
+        |(major, minor, _): &(u64, u64, &str)| (*major as i64, *minor as i64) == (device.major(), device.minor());
+    matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U) && UNIVERSAL_DEVICES.iter().any(known)
+}
+
+/// Whether a container may use every device and is given those of the host: what engines make of `--privileged`. It is the guest's own then
+/// that it gets.
+fn wants_all_devices(linux: &Linux) -> bool {
+    let rules = linux.resources().as_ref().and_then(|resources| resources.devices().as_ref());
+    let all = |rule: &LinuxDeviceCgroup| {
+        let any = |number: Option<i64>| number.is_none_or(|number| number < 0);
+        rule.allow()
+            && rule.typ().is_none_or(|kind| kind == LinuxDeviceType::A)
+            && any(rule.major())
+            && any(rule.minor())
+            && rule.access().as_ref().is_none_or(|access| ["r", "w", "m"].iter().all(|right| access.contains(right)))
+    };
+    rules.is_some_and(|rules| rules.iter().any(all))
+        && linux.devices().iter().flatten().any(|device| !is_universal(device))
+}
+
 fn check_device(refuse: &Refusals<'_>, index: usize, device: &LinuxDevice) -> Result<()> {
     let field = format!("linux.devices[{index}]");
     if !device.path().is_absolute() {
         return Err(refuse.because(field, format!("{:?} is not an absolute path", device.path())));
     }
-    let known = |major, minor| UNIVERSAL_DEVICES.iter().any(|(a, b, _)| (*a as i64, *b as i64) == (major, minor));
     match device.typ() {
         // Its contents become a disk of the guest; that it is there is found out by opening it.
         LinuxDeviceType::P | LinuxDeviceType::B => Ok(()),
@@ -462,7 +520,7 @@ fn check_device(refuse: &Refusals<'_>, index: usize, device: &LinuxDevice) -> Re
         LinuxDeviceType::C if (device.major(), device.minor()) == (5, 2) && device.path() == Path::new("/dev/ptmx") => {
             Ok(())
         }
-        LinuxDeviceType::C | LinuxDeviceType::U if known(device.major(), device.minor()) => Ok(()),
+        _ if is_universal(device) => Ok(()),
         _ => Err(refuse.because(
             field,
             format!(
@@ -529,7 +587,12 @@ fn check_mount(refuse: &Refusals<'_>, dir: &Path, index: usize, mount: &Mount, r
     }
     let path = fs::canonicalize(&path).map_err(|e| unusable(format!("cannot be used: {e}")))?;
     if role != Role::Member {
-        return Ok(MountSource::Host(path));
+        let (block, blocks) = (statistics.f_bsize as u64, statistics.f_blocks);
+        return Ok(if destination == Path::new("/dev/shm") && is_shm_of_engine(&path, statistics.f_type as i64) {
+            MountSource::Memory { path, size: block.saturating_mul(blocks) }
+        } else {
+            MountSource::Host(path)
+        });
     }
     if crate::files::is_volume(&path) {
         return Ok(MountSource::Files(path));
@@ -546,6 +609,16 @@ fn check_mount(refuse: &Refusals<'_>, dir: &Path, index: usize, mount: &Mount, r
         },
         _ => MountSource::Host(path),
     })
+}
+
+/// Whether a directory is the empty file system in memory that an engine has made for a container's `/dev/shm`. The guest's memory is meant then:
+/// there it can be mapped by several processes, and costs the host nothing.
+fn is_shm_of_engine(path: &Path, kind: i64) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    kind == TMPFS
+        && path.file_name().is_some_and(|name| name == "shm")
+        && device(path) != path.parent().and_then(device)
+        && fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 /// Whether a path is a kubelet's emptyDir, by its place: `.../volumes/PLUGIN/NAME`.

@@ -151,6 +151,13 @@ impl Launching<'_> {
         Ok(())
     }
 
+    /// Writes something that the user should know into the sandbox's log.
+    pub fn note(&self, text: &str) {
+        let log = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(self.dir.file("daemon.log"));
+        // It is the place for what cannot be said elsewhere.
+        let _lost = log.and_then(|mut log| std::io::Write::write_all(&mut log, format!("{text}\n").as_bytes()));
+    }
+
     /// The cgroup of the host in which the container's processes of the host shall be.
     pub fn cgroup(&self) -> Option<&Path> {
         self.state.cgroup.as_deref()

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
-    bundle::{Bundle, MountSource},
+    bundle::{Bundle, MountSource, is_universal},
     files,
     hooks::{Point, Told},
     pod::HostCpus,
@@ -64,6 +64,9 @@ pub(crate) struct Parts {
     pub(crate) storages: Vec<Storage>,
     pub(crate) devices: Vec<DiskDevice>,
     pub(crate) volumes: Vec<FileVolume>,
+    /// Whether the guest's own devices shall be shown.
+    #[serde(default)]
+    pub(crate) all_devices: bool,
     /// What hooks in the container are told.
     #[serde(default)]
     pub(crate) told: Option<String>,
@@ -143,6 +146,7 @@ impl Prepared {
                 storages: Vec::new(),
                 devices: Vec::new(),
                 volumes: Vec::new(),
+                all_devices: false,
                 told: None,
                 cpus: None,
             },
@@ -276,7 +280,15 @@ impl Prepared {
 
     /// Block devices become disks.
     fn devices(&mut self, id: &str, bundle: &Bundle) -> Result<()> {
-        let devices = bundle.spec.linux().as_ref().and_then(|linux| linux.devices().clone()).unwrap_or_default();
+        let mut devices = bundle.spec.linux().as_ref().and_then(|linux| linux.devices().clone()).unwrap_or_default();
+        if bundle.wants_all_devices() {
+            // What the engine lists are the host's.
+            devices.retain(is_universal);
+            if let Some(linux) = self.parts.spec.linux_mut() {
+                linux.set_devices(Some(devices.clone()));
+            }
+            self.parts.all_devices = true;
+        }
         for (index, device) in devices.iter().enumerate().filter(|(_, device)| device.typ() == LinuxDeviceType::B) {
             let read_only = bundle.is_read_only_device(device);
             let file = bundle.open_block_device(index, device, read_only)?;

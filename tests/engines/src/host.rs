@@ -257,6 +257,10 @@ impl Host {
         if trace.starts_with("cgroup ") && trace.ends_with(&format!("/{}/conmon", self.name)) {
             return true;
         }
+        // And what it mounts upon itself when it first mounts an image.
+        if *trace == format!("mount {}/storage/overlay", self.directory().display()) {
+            return true;
+        }
         // And in hierarchies without controllers those of its pods, which are called just by a number.
         if (trace.contains("/unified/") || trace.contains("/systemd/"))
             && trace

@@ -29,7 +29,8 @@ use crate::sys::{Cloned, clone3};
 /// What runc would say; nothing of the container stays.
 pub async fn create(agent: &Rc<Agent>, request: CreateContainer) -> Result<Rc<Container>, Fault> {
     agent.crash_at(CrashPoint::Create);
-    let CreateContainer { id, mut spec, stdio, seccomp, start, storages, disks, told } = request;
+    let CreateContainer { id, mut spec, stdio, seccomp, start, storages, disks, all_devices, told } = request;
+    spec.linux.all_devices = all_devices;
     let mut reservation = agent.containers.reserve(&id)?;
     let namespaces = Namespaces::new(&spec.linux)?;
     check_shared(agent, &spec)?;

@@ -36,11 +36,11 @@ const LINKS: [(&str, &str); 4] = [
     ("/proc/self/fd/2", "stderr"),
 ];
 
-/// Makes the nodes that every container has and those of the specification, and the links.
+/// Makes the nodes that every container has and those of the specification, if asked those of all devices that the guest has, and the links.
 ///
 /// # Errors
 /// When one can neither be made nor be bound.
-pub fn populate(root: &Root, spec: &[Device]) -> Result<(), Fault> {
+pub fn populate(root: &Root, spec: &[Device], all: bool) -> Result<(), Fault> {
     let dev = root.place(Path::new("/dev"), Kind::Dir).context(|| "error creating device nodes: mkdir /dev".into())?.fd;
     for (name, major, minor) in DEFAULTS {
         let path = Path::new("/dev").join(name);
@@ -54,7 +54,38 @@ pub fn populate(root: &Root, spec: &[Device]) -> Result<(), Fault> {
         let node = node(device)?;
         make(root, &node).context(|| format!("error creating device nodes: mknod {}", node.path.display()))?;
     }
+    if all {
+        for node in own() {
+            // A device may go while this is done.
+            let _ = make(root, &node);
+        }
+    }
     link(&dev).context(|| "error creating the links of /dev".into())
+}
+
+/// What containers have otherwise, and what belongs to the agent.
+const NOT_SHOWN: [&str; 4] = ["console", "ptmx", "pts/", "vport"];
+
+/// The devices that the guest's kernel knows.
+fn own() -> Vec<Node> {
+    let mut nodes = Vec::new();
+    for (sort, kind) in [("char", FileType::CharacterDevice), ("block", FileType::BlockDevice)] {
+        for entry in std::fs::read_dir(format!("/sys/dev/{sort}")).into_iter().flatten().flatten() {
+            let numbers = entry.file_name();
+            let numbers = numbers.to_str().and_then(|text| text.split_once(':'));
+            let Some((Ok(major), Ok(minor))) = numbers.map(|(major, minor)| (major.parse(), minor.parse())) else {
+                continue;
+            };
+            let uevent = std::fs::read_to_string(entry.path().join("uevent")).unwrap_or_default();
+            let field = |name: &str| uevent.lines().find_map(|line| line.strip_prefix(name));
+            let Some(name) = field("DEVNAME=").filter(|name| !NOT_SHOWN.iter().any(|not| name.starts_with(not))) else {
+                continue;
+            };
+            let mode = field("DEVMODE=").and_then(|mode| u32::from_str_radix(mode, 8).ok()).unwrap_or(0o600);
+            nodes.push(Node { path: Path::new("/dev").join(name), kind, major, minor, mode, uid: 0, gid: 0 });
+        }
+    }
+    nodes
 }
 
 fn node(device: &Device) -> Result<Node, Fault> {

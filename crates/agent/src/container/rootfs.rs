@@ -39,7 +39,7 @@ pub fn enter(spec: &Spec, cgroup: &Path, cgroup_namespace: bool) -> Result<(), F
         mounter.mount(mount)?;
     }
     if !has_foreign_dev(&spec.mounts) {
-        devices::populate(&root, &spec.linux.devices)?;
+        devices::populate(&root, &spec.linux.devices, spec.linux.all_devices)?;
     }
     pivot(root.fd()).context(|| "error jailing process inside rootfs: pivot_root".into())?;
     if let Some(name) = spec.linux.rootfs_propagation.as_deref().filter(|name| !name.is_empty()) {

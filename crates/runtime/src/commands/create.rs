@@ -25,6 +25,7 @@ use crate::{
     rootless, shim,
     signals::Signals,
     stdio,
+    view::View,
 };
 
 /// What is there where systemd is the first process (sd_booted(3)).
@@ -114,7 +115,10 @@ impl<'a> Making<'a> {
     fn prepare(&self, growing: bool) -> Result<Launching<'a>> {
         let (store, name) = (self.context.store.clone(), self.id.to_owned());
         self.signals.abort_after(move || abandon(&store, &name));
-        let mut warn = |text: &str| self.context.log.warning(text);
+        // An engine that creates takes what is on standard error for the container's output.
+        let quiet = growing && !self.context.log.is_heard();
+        let mut unsaid = Vec::new();
+        let mut warn = |text: &str| if quiet { unsaid.push(text.to_owned()) } else { self.context.log.warning(text) };
         let prepared = Launch {
             store: &self.context.store,
             id: self.id,
@@ -124,8 +128,9 @@ impl<'a> Making<'a> {
             growing,
             begun_ns: self.context.begun_ns,
         }
-        .prepare(&mut warn);
-        Ok(prepared?)
+        .prepare(&mut warn)?;
+        unsaid.iter().for_each(|text| prepared.note(text));
+        Ok(prepared)
     }
 
     /// Runs the hooks of a creation, if there are any, and launches. `pid` is the process that stands for the container's.
@@ -199,9 +204,11 @@ fn detached(context: &Context, id: &str, args: &CreateArgs, start: bool) -> Resu
         cols: u16::try_from(size.width()).unwrap_or(u16::MAX),
     });
     // An engine that creates may connect and limit anew until the end; who runs has said all.
+    // Declared before what may be in its cgroup, so that it goes after that.
     let mut launching = making.prepare(!start)?;
     let place = Place { network: network_of(&launching), cgroup: launching.cgroup().map(Into::into) };
-    let job = shim::Job { store: &context.store, id, exec: None, ends, console, size, place };
+    let view = View { root: order.bundle.rootfs.clone(), mounts: order.bundle.visible()? };
+    let job = shim::Job { store: &context.store, id, exec: None, ends, console, size, place, view: Some(view) };
     let made = shim::start(job).and_then(|waiting| {
         let pid = waiting.pid();
         context.log.debug(|| format!("kata-shim has pid {pid}"));
@@ -253,7 +260,7 @@ fn foreground(context: &Context, id: &str, args: &CreateArgs, keep: bool) -> Res
         }
         attended
     };
-    let attended = if hooked { place.stand(begin) } else { begin(Ok(())) };
+    let attended = if hooked { place.stand(|placed| begin(placed.map(drop))) } else { begin(Ok(())) };
     if attended.is_err() {
         making.undone();
     }

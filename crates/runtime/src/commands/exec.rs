@@ -131,7 +131,8 @@ fn detached(
     // Beside the process that stands for the container's first one.
     let network = (state.pid != 0).then(|| Network::At(format!("/proc/{}/ns/net", state.pid).into()));
     let place = Place { network, cgroup: state.cgroup.clone() };
-    let job = shim::Job { store: &context.store, id: &state.id, exec: Some(name), ends, console, size, place };
+    let job =
+        shim::Job { store: &context.store, id: &state.id, exec: Some(name), ends, console, size, place, view: None };
     let waiting = shim::start(job)?;
     // Kept until the shim has taken over, so that somebody waits for the process at every moment.
     let running = client.exec(name, process, theirs)?;

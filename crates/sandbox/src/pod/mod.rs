@@ -270,6 +270,7 @@ impl Sandbox {
             start,
             storages: parts.storages,
             disks: parts.devices,
+            all_devices: parts.all_devices,
             told: parts.told,
         };
         let step = if start { "run the container" } else { "create the container" };

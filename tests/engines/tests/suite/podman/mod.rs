@@ -1,5 +1,7 @@
 //! `podman`: one container, or one pod, one virtual machine.
 
+mod deaths;
+mod life;
 mod pods;
 mod run;
 
