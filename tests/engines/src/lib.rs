@@ -89,7 +89,16 @@ pub fn handlers() -> Vec<Handler> {
 
 /// What is run with every version of containerd: whatever depends on what a version asks of a shim, and how. A name stands for all that begin so.
 pub const EVERYWHERE: &[&str] = &[
-    "ctr::",
+    "ctr::daemon::",
+    "ctr::life::",
+    "ctr::files::overlayfs",
+    "ctr::files::native",
+    "ctr::files::blockfile",
+    "ctr::files::erofs",
+    "ctr::files::output_to_a",
+    "ctr::run::output_and_code",
+    "ctr::run::input_reaches_the_end",
+    "ctr::run::terminal",
     "cri::pods::a_pod_with_one_container",
     "cri::pods::containers_share_what_the_pod_is",
     "cri::pods::shared_processes",
