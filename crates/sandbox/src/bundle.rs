@@ -745,6 +745,38 @@ mod tests {
     }
 
     #[test]
+    fn devices_of_the_host_are_refused_but_those_of_a_privileged_container_are_the_guests() {
+        let kvm = serde_json::json!([{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}]);
+        refused(|c| c["linux"]["devices"] = kvm.clone(), "linux.devices[0]", "the host's kernel");
+        let (_dir, loaded) = bundle(|c| {
+            c["linux"]["devices"] = kvm.clone();
+            c["linux"]["resources"] = serde_json::json!({"devices": [{"allow": true, "access": "rwm"}]});
+        });
+        assert!(loaded.unwrap().wants_all_devices());
+        let (_dir, loaded) = bundle(|c| {
+            c["linux"]["resources"] = serde_json::json!({"devices": [{"allow": true, "access": "rwm"}]});
+        });
+        assert!(!loaded.unwrap().wants_all_devices());
+    }
+
+    #[test]
+    fn what_can_be_seen_on_the_host_is_what_is_the_hosts() {
+        let (_dir, loaded) = bundle(|c| {
+            c["mounts"] = serde_json::json!([
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/data", "type": "bind", "source": "/usr", "options": ["rbind", "ro"]},
+            ]);
+        });
+        let seen = loaded.unwrap().visible().unwrap();
+        let visible = |source: Option<&str>, destination: &str, read_only| Visible {
+            source: source.map(Into::into),
+            destination: destination.into(),
+            read_only,
+        };
+        assert_eq!(seen, [visible(None, "/proc", false), visible(Some("/usr"), "/data", true)]);
+    }
+
+    #[test]
     fn who_runs_no_hooks_of_a_point_can_refuse_them() {
         let (_dir, loaded) = bundle(|c| c["hooks"] = serde_json::json!({"createContainer": [{"path": "/bin/true"}]}));
         let loaded = loaded.unwrap();

@@ -488,6 +488,29 @@ mod tests {
     }
 
     #[test]
+    fn a_sandbox_that_stays_for_others_gives_its_name_back_and_goes_with_the_last() {
+        let top = tempfile::tempdir().unwrap();
+        let store = Store::new(top.path());
+        let first = store.reserve("first").unwrap();
+        first.save(&state("first")).unwrap();
+        let moved = first.give_up_name().unwrap();
+        store.check_free("first").unwrap();
+        assert!(store.list().unwrap().is_empty() && moved.path().exists());
+        let other = store.reserve("other").unwrap();
+        other.save(&ContainerState { sandbox: Some(moved.path().into()), ..state("other") }).unwrap();
+        // Its daemon is dead.
+        other.purge().unwrap();
+        assert!(!moved.path().exists() && !other.path().exists());
+        // The directory of a container that is there is its own to remove.
+        let owner = store.reserve("owner").unwrap();
+        owner.save(&state("owner")).unwrap();
+        let member = store.reserve("member").unwrap();
+        member.save(&ContainerState { sandbox: Some(owner.path().into()), ..state("member") }).unwrap();
+        member.purge().unwrap();
+        assert!(owner.path().exists());
+    }
+
+    #[test]
     fn an_empty_root_goes_and_comes_back() {
         let top = tempfile::tempdir().unwrap();
         let store = Store::new(top.path().join("shim/default"));
