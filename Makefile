@@ -11,7 +11,7 @@ export FORMAT ?= image
 export FS ?= erofs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel build stage run image test contest conformance podman aarch64 bench count lint qemu deb kubernetes install uninstall clean
+.PHONY: help setup kernel build stage run image test contest conformance podman docker aarch64 bench count lint qemu deb kubernetes install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,11 @@ contest: ## run containerd's own tests of a runtime through our shim and through
 	@scripts/setup.sh test
 	@scripts/stage.sh
 	@scripts/contest.sh
+
+docker: ## drive Docker 20.10, 26 and 28 by the runtime's path and by the shim, beside runc; takes about half an hour
+	@scripts/setup.sh test
+	@scripts/stage.sh
+	@KATA_ENGINES_VERSIONS=all cargo test -p engines --test suite docker:: -- --test-threads 2
 
 conformance: ## run the suites of runc and crun through the built product and through theirs; takes about an hour where the processor is emulated
 	@scripts/setup.sh test
