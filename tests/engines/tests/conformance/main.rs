@@ -2,10 +2,10 @@
 //! they were written for, which is the control.
 //!
 //! `scripts/conformance.sh` fetches the suites and runs this. What passes with the control must pass with ours, unless
-//! `conformance/left-out.txt` names it with a reason. The result is written to `docs/oci-conformance.md` when a suite was run whole.
+//! `conformance/left-out.txt` names it with a reason. The results of each file are written to `docs/oci-conformance.md`.
 //!
 //! `KATA_CONFORMANCE=FILE[:CASE]` runs only the files whose names contain FILE, and of them the cases whose names contain CASE;
-//! `KATA_CONFORMANCE_LOGS=DIRECTORY` keeps the output; `KATA_CONFORMANCE_ACCELERATOR=kvm` does not emulate the guests' processor;
+//! `KATA_CONFORMANCE_LOGS=DIRECTORY` keeps the output, from which `KATA_CONFORMANCE_FROM=DIRECTORY` makes the table anew; `KATA_CONFORMANCE_ACCELERATOR=kvm` does not emulate the guests' processor;
 //! `KATA_ENGINES=runc` (or `kata`) leaves the other runtime out.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
@@ -15,6 +15,7 @@ mod suites;
 
 use std::{
     env, fs,
+    io::Write,
     path::PathBuf,
     process::Stdio,
     time::{Duration, Instant},
@@ -96,12 +97,14 @@ fn run(suite: &Suite) {
             println!("{row}");
             rows.push(row);
         }
+        if only.case.is_empty() && engines::handlers().len() == 2 {
+            report::write(suite, &file, &rows);
+        }
     }
     let wrong: Vec<String> = rows.iter().filter(|row| row.is_wrong()).map(Row::name).collect();
     if only.is_all() && engines::handlers().len() == 2 {
         let stale: Vec<String> = left_out.stale(suite.name, &rows);
         assert!(stale.is_empty(), "left-out.txt names cases that are not there: {stale:?}");
-        report::write(suite, &rows);
     }
     println!("{}", report::summary(suite, &rows));
     assert!(rows.iter().any(|row| row.control.or(row.ours) == Some(Outcome::Passed)), "nothing passes");
@@ -110,6 +113,9 @@ fn run(suite: &Suite) {
 
 /// Runs cases of a file on a machine of their own.
 fn execute(suite: &Suite, handler: Handler, file: &str, cases: &[String]) -> Outcomes {
+    if let Some(text) = kept(suite, handler, file) {
+        return results::parse(&text);
+    }
     let tools = directory();
     let paths = [tools.join("bin"), tools.join("tools/usr/bin")];
     let host = Host::start(&paths);
@@ -155,10 +161,18 @@ fn execute(suite: &Suite, handler: Handler, file: &str, cases: &[String]) -> Out
     outcomes
 }
 
-/// Keeps the output where `KATA_CONFORMANCE_LOGS` says.
+/// The output of an earlier run, if `KATA_CONFORMANCE_FROM` names where it was kept.
+fn kept(suite: &Suite, handler: Handler, file: &str) -> Option<String> {
+    let directory = PathBuf::from(env::var_os("KATA_CONFORMANCE_FROM")?);
+    fs::read_to_string(directory.join(format!("{}-{file}-{}.log", suite.name, handler.name()))).ok()
+}
+
+/// Keeps the output where `KATA_CONFORMANCE_LOGS` says. That of cases which are repeated follows that of the first time.
 fn keep(suite: &Suite, handler: Handler, file: &str, text: &str) {
     if let Some(directory) = env::var_os("KATA_CONFORMANCE_LOGS").map(PathBuf::from) {
         fs::create_dir_all(&directory).unwrap();
-        fs::write(directory.join(format!("{}-{file}-{}.log", suite.name, handler.name())), text).unwrap();
+        let path = directory.join(format!("{}-{file}-{}.log", suite.name, handler.name()));
+        let mut log = fs::File::options().create(true).append(true).open(path).unwrap();
+        log.write_all(text.as_bytes()).unwrap();
     }
 }

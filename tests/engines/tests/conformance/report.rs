@@ -69,27 +69,44 @@ pub fn summary(suite: &Suite, rows: &[Row]) -> String {
     )
 }
 
-/// Puts the table of a suite between its marks in the document.
-pub fn write(suite: &Suite, rows: &[Row]) {
+/// Puts the rows of a file among those of its suite in the document, in place of those that it had.
+pub fn write(suite: &Suite, file: &str, rows: &[Row]) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/oci-conformance.md");
     let text = fs::read_to_string(&path).unwrap();
     let [begin, end] = ["begin", "end"].map(|word| format!("<!-- {word} {} -->\n", suite.name));
     let (before, rest) = text.split_once(&begin).unwrap_or_else(|| panic!("{} has no {begin}", path.display()));
-    let (_, after) = rest.split_once(&end).unwrap_or_else(|| panic!("{} has no {end}", path.display()));
-    let version = fs::read_to_string(directory().join(suite.name).join(".version")).unwrap();
-    let mut table = format!("{} ({}).\n\n", summary(suite, rows), version.trim());
-    table += &format!("| file | case | {} | ours | why |\n| --- | --- | --- | --- | --- |\n", suite.control);
-    for row in rows {
-        let cell = |text: &str| text.replace('|', "\\|");
+    let (table, after) = rest.split_once(&end).unwrap_or_else(|| panic!("{} has no {end}", path.display()));
+    let own = format!("| {file} |");
+    let others = table.lines().skip_while(|line| !line.starts_with("| ---")).skip(1);
+    let mut lines: Vec<String> = others.filter(|line| !line.starts_with(&own)).map(Into::into).collect();
+    for row in rows.iter().filter(|row| row.file == file) {
         let why = row.left_out.as_ref().map_or("", |entry| &entry.reason);
-        table += &format!(
-            "| {} | {} | {} | {} | {} |\n",
-            row.file,
-            cell(&row.case),
-            shown(row.control),
-            shown(row.ours),
-            cell(why)
-        );
+        let [case, why] = [&row.case, why].map(|text| text.replace('|', "\\|"));
+        lines.push(format!("{own} {case} | {} | {} | {why} |", shown(row.control), shown(row.ours)));
     }
+    // The order of the cases in a file stays.
+    lines.sort_by_key(|line| line.split(" | ").next().unwrap_or_default().to_owned());
+    let version = fs::read_to_string(directory().join(suite.name).join(".version")).unwrap();
+    let table = format!(
+        "{} ({}).\n\n| file | case | {} | ours | why |\n| --- | --- | --- | --- | --- |\n{}\n",
+        totals(suite, &lines),
+        version.trim(),
+        suite.control,
+        lines.join("\n")
+    );
     fs::write(&path, format!("{before}{begin}{table}{end}{after}")).unwrap();
+}
+
+fn totals(suite: &Suite, lines: &[String]) -> String {
+    let outcome = |line: &str, from_end: usize| line.rsplit(" | ").nth(from_end).unwrap_or_default() == "pass";
+    let count = |what: &dyn Fn(&String) -> bool| lines.iter().filter(|line| what(line)).count();
+    format!(
+        "{} cases; {} pass with {}, {} with ours, {} with both; {} are left out",
+        lines.len(),
+        count(&|line| outcome(line, 2)),
+        suite.control,
+        count(&|line| outcome(line, 1)),
+        count(&|line| outcome(line, 2) && outcome(line, 1)),
+        count(&|line| !line.ends_with("|  |"))
+    )
 }
