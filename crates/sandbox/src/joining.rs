@@ -53,8 +53,9 @@ pub(crate) fn resolve(store: &Store, file: &Path, spec: &mut Spec) -> Result<Opt
             continue;
         };
         let Some(owner) = owner(&containers, kind, &path) else {
-            if kind == Network && process_of(&path).is_none() {
-                // One that an engine has made.
+            let is_host = || network::Namespace::open(&path).and_then(|namespace| namespace.is_host()).unwrap_or(false);
+            if kind == Network && (process_of(&path).is_none() || is_host()) {
+                // One that an engine has made, or the host's, of which others have to say something.
                 continue;
             }
             return Err(refuse(
@@ -182,7 +183,7 @@ mod tests {
     fn what_is_nobodys_of_ours_or_has_another_network_is_refused_in_words() {
         let me = std::process::id();
         let words = |namespaces| resolved(namespaces).0.unwrap_err().chain();
-        let text = words(serde_json::json!([{"type": "network", "path": "/proc/1/ns/net"}]));
+        let text = words(serde_json::json!([{"type": "network", "path": "/proc/4000001/ns/net"}]));
         assert!(text.contains("linux.namespaces[0]") && text.contains("no container of this runtime"), "{text}");
         let text = words(serde_json::json!([{"type": "uts", "path": "/run/utsns/x"}]));
         assert!(text.contains("no container of this runtime"), "{text}");

@@ -153,7 +153,7 @@ fn asked_in_the_pod(world: &World, server: &str, own_ports: bool) -> [bool; 2] {
         .run(|| {
             let (udp, tcp) = (UdpSocket::bind(server).unwrap(), TcpListener::bind(server).unwrap());
             let patience = Duration::from_millis(if own_ports { 2000 } else { 300 });
-            udp.set_read_timeout(Some(patience)).unwrap();
+            udp.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
             tcp.set_nonblocking(true).unwrap();
             let ask = || {
                 if own_ports {
@@ -169,8 +169,11 @@ fn asked_in_the_pod(world: &World, server: &str, own_ports: bool) -> [bool; 2] {
             };
             std::thread::scope(|scope| {
                 let asked = scope.spawn(|| world.pod.run(ask).unwrap());
-                if let Ok((_, peer)) = udp.recv_from(&mut [0; 8]) {
-                    udp.send_to(b"answer", peer).unwrap();
+                // An earlier question may come now, having waited for the hardware address.
+                while !asked.is_finished() {
+                    if let Ok((_, peer)) = udp.recv_from(&mut [0; 8]) {
+                        udp.send_to(b"answer", peer).unwrap();
+                    }
                 }
                 asked.join().unwrap()
             })
