@@ -17,11 +17,13 @@ pub mod grpc;
 pub mod host;
 pub mod images;
 pub mod names;
+pub mod outcome;
 pub mod podman;
 pub mod proto;
 
 pub mod stream;
 pub mod terminal;
+mod wait;
 
 use std::{
     env,
@@ -34,6 +36,7 @@ pub use differences::DIFFERENCES;
 pub use docker::{Docker, Door, Release};
 pub use podman::Podman;
 use serde_json::Value;
+pub use wait::{seen, wait_until};
 
 /// A runtime of the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,35 +1,10 @@
 //! What a suite reported, and what is allowed to differ.
 
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::path::Path;
+
+pub use engines::outcome::{Outcome, Outcomes};
 
 use crate::report::Row;
-
-/// How a case ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// Well.
-    Passed,
-    /// Badly.
-    Failed,
-    /// The case found that it does not apply.
-    Skipped,
-    /// It never reported.
-    Unfinished,
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.pad(match self {
-            Self::Passed => "pass",
-            Self::Failed => "FAIL",
-            Self::Skipped => "skip",
-            Self::Unfinished => "HANG",
-        })
-    }
-}
-
-/// The outcome of each case by its name.
-pub type Outcomes = BTreeMap<String, Outcome>;
 
 /// Reads the Test Anything Protocol.
 pub fn parse(output: &str) -> Outcomes {

@@ -1,33 +1,8 @@
 //! What a test program of Go reported, and what is allowed to differ.
 
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::path::Path;
 
-/// How a test ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// Well.
-    Passed,
-    /// Badly.
-    Failed,
-    /// The test found that it does not apply.
-    Skipped,
-    /// It began and never ended: it hung, or the program broke down.
-    Unfinished,
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.pad(match self {
-            Self::Passed => "pass",
-            Self::Failed => "FAIL",
-            Self::Skipped => "skip",
-            Self::Unfinished => "HANG",
-        })
-    }
-}
-
-/// The outcome of each test by its name. Parts of a test are told by the test they are part of.
-pub type Outcomes = BTreeMap<String, Outcome>;
+pub use engines::outcome::{Outcome, Outcomes};
 
 /// Reads the output of `-test.v=test2json`, in which a mark precedes each report even where a test's own output has no end of line.
 pub fn parse(output: &str) -> Outcomes {

@@ -8,25 +8,11 @@ mod security;
 mod streams;
 mod volumes;
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
-
+use engines::wait_until;
 use serde_json::{Value, json};
 
 /// No change of what a pod or container is made with.
 const PLAIN: Value = Value::Null;
-
-/// Waits until a condition holds.
-#[track_caller]
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + e2e::DEADLINE;
-    while !condition() {
-        assert!(Instant::now() < end, "in vain: {what}");
-        thread::sleep(Duration::from_millis(50));
-    }
-}
 
 /// A bind mount as a kubelet asks for it.
 fn mount(host: impl AsRef<std::path::Path>, container: &str, read_only: bool) -> Value {

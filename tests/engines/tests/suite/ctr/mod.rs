@@ -12,13 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use engines::{Containerd, Handler};
-use serde_json::{Value, json};
-
-/// What a command printed and how it ended, to be compared.
-fn seen(output: &e2e::Output) -> Value {
-    json!({"code": output.code, "stdout": output.text(), "stderr": output.stderr})
-}
+use engines::{Containerd, Handler, seen, wait_until};
 
 /// A directory that a container gets at `/shared`, and the option that says so.
 struct Shared {
@@ -53,16 +47,6 @@ fn expect_file(path: &Path) -> String {
         thread::sleep(Duration::from_millis(20));
     }
     fs::read_to_string(path).unwrap()
-}
-
-/// Waits until a condition holds.
-#[track_caller]
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + e2e::DEADLINE;
-    while !condition() {
-        assert!(Instant::now() < end, "in vain: {what}");
-        thread::sleep(Duration::from_millis(50));
-    }
 }
 
 /// Starts a container that runs a script in the background, its output going nowhere.
