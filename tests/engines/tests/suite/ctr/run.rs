@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use engines::{Containerd, Handler, cases, containerd::run_arguments, terminal::on_a_terminal};
+use e2e::Background;
+use engines::{Containerd, Handler, cases, containerd::run_arguments, images, terminal::on_a_terminal};
 use serde_json::{Value, json};
 
-use super::{seen, wait_until};
+use super::{detached, seen, wait_until};
 
 cases!(
     output_and_code,
@@ -20,6 +21,7 @@ cases!(
     signal_to_ctr_reaches_the_process,
     ctr_killed_leaves_the_container,
     network_of_the_host,
+    network_of_the_host_behind_passt,
 );
 
 fn output_and_code(engine: &Containerd, handler: Handler) -> Value {
@@ -151,5 +153,39 @@ fn network_of_the_host(engine: &Containerd, handler: Handler) -> Value {
     } else {
         assert_eq!(output.code, 0, "{}", output.stderr);
     }
+    Value::Null
+}
+
+fn network_of_the_host_behind_passt(engine: &Containerd, handler: Handler) -> Value {
+    let host = &engine.host;
+    // A way out is all that the host has to have; who is asked is the host itself, by another of its addresses.
+    host.sh(
+        "ip link add uplink type veth peer name other && ip addr add 10.77.0.1/24 dev uplink && ip addr add 10.78.0.1/24 dev other && \
+         ip link set uplink up && ip link set other up && ip route add default via 10.77.0.9",
+    );
+    let directory = host.directory();
+    std::fs::write(directory.join("greeting"), "of the host\n").unwrap();
+    let busybox = images::unpacked("busybox").join("usr/bin/busybox").display().to_string();
+    let files = directory.display().to_string();
+    let server = Background::start(&mut host.command(&busybox, ["httpd", "-f", "-p", "10.78.0.1:8080", "-h", &files]));
+    let configuration = directory.join("passt.toml");
+    std::fs::write(&configuration, "[runtime]\ninternetworking_model = \"passt\"\n").unwrap();
+    let configuration = configuration.display().to_string();
+    let mut options = vec!["--net-host"];
+    if handler.is_kata() {
+        options.extend(["--runtime-config-path", &configuration]);
+    }
+    let script = "until wget -qO /tmp/greeting http://10.78.0.1:8080/greeting; do sleep 0.2; done; exec httpd -f -p 9090 -h /tmp";
+    detached(engine, handler, &options, "net", script);
+    let asked = || host.run(&busybox, &["wget", "-qO-", "http://127.0.0.1:9090/greeting"]).text();
+    wait_until("the container hands on what it was told", || asked() == "of the host\n");
+    engine.ctr_ok(["tasks", "kill", "--signal", "SIGKILL", "net"]);
+    engine.wait_for("net", "STOPPED");
+    engine.ctr_ok(["tasks", "delete", "net"]);
+    engine.ctr_ok(["containers", "delete", "net"]);
+    assert!(asked().is_empty(), "the port is listened on still");
+    host.processes_with("10.78.0.1:8080").into_iter().for_each(|pid| host.kill("KILL", pid));
+    server.finish();
+    host.sh("ip link delete uplink");
     Value::Null
 }
