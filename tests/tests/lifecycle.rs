@@ -197,3 +197,30 @@ fn killing_the_process_on_the_host_kills_the_container() {
     runtime.wait_for("standin", "stopped");
     runtime.ok(["delete", "standin"]);
 }
+
+#[test]
+fn a_way_up_to_the_root_leaves_the_mounts_to_who_comes_later() {
+    let bundle = Bundle::sh("ls /etc/.. >/dev/null; cd /usr; cd ..; exec sleep 1000");
+    let mut shown = Vec::new();
+    for runtime in [Runtime::kata(), Runtime::runc()] {
+        runtime.ok(["run", "--detach", "--bundle", bundle.arg(), "up"]);
+        let sleeping = || runtime.run(["exec", "up", "grep", "-c", "sleep", "/proc/1/cmdline"]);
+        let end = std::time::Instant::now() + e2e::DEADLINE;
+        while sleeping().text() != "1\n" {
+            assert!(std::time::Instant::now() < end, "no /proc: {}", sleeping().stderr);
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        // A way up from a process that was executed counts as well.
+        runtime.ok(["exec", "up", "ls", "/etc/.."]);
+        let roots = runtime.ok([
+            "exec",
+            "up",
+            "sh",
+            "-c",
+            "cut -d' ' -f5 /proc/self/mountinfo | grep -cx /; ls /proc/self/mountinfo",
+        ]);
+        runtime.ok(["delete", "--force", "up"]);
+        shown.push(roots.text());
+    }
+    assert_eq!(shown[0], shown[1]);
+}

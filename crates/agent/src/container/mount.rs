@@ -228,8 +228,13 @@ pub fn open_source(source: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     for dir in [GUEST_SHARED_DIR, GUEST_SHM_DIR] {
         if let Ok(below) = source.strip_prefix(dir) {
-            let shared = rustix::fs::open(dir, flags | OFlags::DIRECTORY, Mode::empty())?;
-            return Root::new(shared).open(below, OFlags::PATH);
+            let shared = Root::new(rustix::fs::open(dir, flags | OFlags::DIRECTORY, Mode::empty())?);
+            // A directory of another file system of the host is a mount of its own, made when a path that asks for a directory leads to it.
+            // Taken without it, it would be made over the container's root as soon as a `..` leads there, on top of all that is mounted in it.
+            return match shared.open(below, OFlags::PATH | OFlags::DIRECTORY) {
+                Err(error) if error.kind() == io::ErrorKind::NotADirectory => shared.open(below, OFlags::PATH),
+                opened => opened,
+            };
         }
     }
     match source.strip_prefix(GUEST_STORAGE_DIR) {
