@@ -38,9 +38,10 @@ if ! [ -e /sys/fs/cgroup/cgroup.controllers ]; then
     rmdir "$1/cgroup"
     # One that is in use elsewhere comes together with what it was put together with. Another machine may begin or end meanwhile.
     together() {
-        hierarchy=$(awk -v "n=$1" '$1 == n { print $2 }' /proc/cgroups)
-        [ "$hierarchy" = 0 ] && echo "$1" ||
-            awk -v "h=$hierarchy" '$2 == h { printf "%s%s", comma, $1; comma = "," }' /proc/cgroups
+        awk -v "n=$1" '{ of[$1] = $2; names[NR] = $1 } END {
+            if (!of[n]) { print n; exit }
+            for (i = 1; i <= NR; i++) if (of[names[i]] == of[n]) { printf "%s%s", comma, names[i]; comma = "," }
+        }' /proc/cgroups
     }
     while read -r name _; do
         [ "${name:0:1}" != '#' ] && ! [ -e "/sys/fs/cgroup/$name" ] || continue
@@ -53,7 +54,8 @@ if ! [ -e /sys/fs/cgroup/cgroup.controllers ]; then
         done
         cat "$1/why" >&2
         exit 1
-    done </proc/cgroups
+    # Read at once: its lines move when another machine begins or ends.
+    done <<<"$(cat /proc/cgroups)"
     rm -f "$1/why"
 fi
 mount -t tmpfs -o mode=755 tmpfs /run
