@@ -1,6 +1,9 @@
 //! A container in the background: its states, further processes, signals, figures, events.
 
-use std::{thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use engines::{Containerd, Handler, cases, images::BUSYBOX};
 use serde_json::{Value, json};
@@ -181,9 +184,10 @@ fn checkpoint_is_refused(engine: &Containerd, handler: Handler) -> Value {
     json!(refused.code)
 }
 
-/// Records what `ctr events` shows while `during` runs, until `last` was shown: topics, and of their contents what does not depend on
-/// the moment.
-fn recorded(engine: &Containerd, last: &str, during: impl FnOnce()) -> Vec<Value> {
+/// Records what `ctr events` shows while `during` runs, which deletes a task in the end: topics, and of their contents what does not
+/// depend on the moment. The event of that deletion is left out, because runc's shim of containerd 2.1 at times ends before it has published it; ours must
+/// have published it, once and as the last.
+fn recorded(engine: &Containerd, handler: Handler, during: impl FnOnce()) -> Vec<Value> {
     let file = engine.host.directory().join("events");
     let out = std::fs::File::create(&file).unwrap();
     let mut child = engine.ctr_command(["events"]).stdout(out).spawn().unwrap();
@@ -194,7 +198,11 @@ fn recorded(engine: &Containerd, last: &str, during: impl FnOnce()) -> Vec<Value
         read().contains("/namespaces/update")
     });
     during();
-    wait_until(&format!("the event {last}"), || read().contains(last));
+    let patience = Duration::from_secs(if handler.is_kata() { 60 } else { 5 });
+    let end = Instant::now() + patience;
+    while !read().contains("/tasks/delete") && Instant::now() < end {
+        thread::sleep(Duration::from_millis(50));
+    }
     // What comes after the last one would be one too many.
     thread::sleep(Duration::from_millis(500));
     for pid in engine.host.processes_with(" events") {
@@ -203,7 +211,7 @@ fn recorded(engine: &Containerd, last: &str, during: impl FnOnce()) -> Vec<Value
     child.wait().unwrap();
     let events = read();
     let tasks = events.lines().filter(|line| line.contains(" /tasks/"));
-    tasks
+    let mut told: Vec<Value> = tasks
         .map(|line| {
             let (topic, content) = line.split_once(" /tasks/").unwrap().1.split_once(' ').unwrap();
             let content: Value = serde_json::from_str(content).unwrap();
@@ -211,12 +219,19 @@ fn recorded(engine: &Containerd, last: &str, during: impl FnOnce()) -> Vec<Value
             let kept = kept.filter_map(|key| Some(((*key).to_owned(), content.get(*key)?.clone())));
             json!({"topic": topic, "content": kept.collect::<serde_json::Map<_, _>>()})
         })
-        .collect()
+        .collect();
+    let is_deletion = |event: &Value| event["topic"] == "delete";
+    if handler.is_kata() {
+        assert!(told.last().is_some_and(is_deletion), "the deletion is not the last event: {told:#?}");
+        assert_eq!(told.iter().filter(|event| is_deletion(event)).count(), 1, "{told:#?}");
+    }
+    told.retain(|event| !is_deletion(event));
+    told
 }
 
 fn events(engine: &Containerd, handler: Handler) -> Value {
     let shared = Shared::new(engine, "shared");
-    let events = recorded(engine, "/tasks/delete", || {
+    let events = recorded(engine, handler, || {
         let script = "trap 'exit 12' TERM; : >/shared/ready; while :; do sleep 0.1; done";
         detached(engine, handler, &["--mount", &shared.option], "told", script);
         shared.expect("ready");
@@ -229,13 +244,13 @@ fn events(engine: &Containerd, handler: Handler) -> Value {
     });
     engine.ctr_ok(["containers", "delete", "told"]);
     let topics: Vec<&str> = events.iter().map(|event| event["topic"].as_str().unwrap()).collect();
-    let expected = ["create", "start", "exec-added", "exec-started", "exit", "paused", "resumed", "exit", "delete"];
+    let expected = ["create", "start", "exec-added", "exec-started", "exit", "paused", "resumed", "exit"];
     assert_eq!(topics, expected, "{events:#?}");
     Value::from(events)
 }
 
 fn events_of_a_container_out_of_memory(engine: &Containerd, handler: Handler) -> Value {
-    let events = recorded(engine, "/tasks/delete", || {
+    let events = recorded(engine, handler, || {
         let options = ["--detach", "--null-io", "--memory-limit", "33554432"];
         let args = ["sh", "-c", "x=a; while :; do x=$x$x; done"];
         engine.ctr_ok(engines::containerd::run_arguments(handler, &options, "full", &args));
