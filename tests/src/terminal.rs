@@ -73,11 +73,31 @@ impl Terminal {
         self.master.write_all(text.as_bytes()).unwrap();
     }
 
+    /// Changes the window's size, again and again until what was shown contains `text`: a client that is just starting may not notice a change.
+    #[track_caller]
+    pub fn resize_until(&mut self, rows: u16, cols: u16, text: &str) -> String {
+        let mut next = Instant::now();
+        self.expect_while(text, |terminal| {
+            if Instant::now() >= next {
+                // The same size once more would be no change.
+                terminal.resize(rows, cols - 1);
+                terminal.resize(rows, cols);
+                next = Instant::now() + Duration::from_secs(1);
+            }
+        })
+    }
+
     /// Waits until what was shown contains `text`, and returns all of it.
     #[track_caller]
     pub fn expect(&mut self, text: &str) -> String {
+        self.expect_while(text, |_| {})
+    }
+
+    #[track_caller]
+    fn expect_while(&mut self, text: &str, mut meanwhile: impl FnMut(&Self)) -> String {
         let end = Instant::now() + DEADLINE;
         loop {
+            meanwhile(self);
             let shown = String::from_utf8_lossy(&self.seen).into_owned();
             if shown.contains(text) {
                 return shown;

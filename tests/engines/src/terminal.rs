@@ -11,9 +11,8 @@ pub fn on_a_terminal(command: &Command, last: &str) -> (Value, String) {
     // Its size reaches the terminal some time later.
     terminal.write("tty; until [ \"$(stty size)\" = '30 100' ]; do sleep 0.1; done; echo sta''rted\r");
     terminal.expect("started\r");
-    terminal.resize(44, 123);
     terminal.write("until [ \"$(stty size)\" = '44 123' ]; do sleep 0.1; done; echo res''ized\r");
-    terminal.expect("resized");
+    terminal.resize_until(44, 123, "resized");
     terminal.write(&format!("{last}\r"));
     let (code, shown) = terminal.finish();
     assert_eq!(code, 9, "{shown}");

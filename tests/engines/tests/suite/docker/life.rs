@@ -35,9 +35,8 @@ fn exec(docker: &Docker, handler: Handler) -> Value {
     // The client of 20.10 gives up telling the first size after 50 ms.
     terminal.write("echo rea''dy\r");
     terminal.expect("ready");
-    terminal.resize(30, 90);
     terminal.write("until [ \"$(stty size)\" = '30 90' ]; do sleep 0.1; done; echo sta''rted\r");
-    terminal.expect("started");
+    terminal.resize_until(30, 90, "started");
     terminal.write("exit 6\r");
     assert_eq!(terminal.finish().0, 6);
     docker.remove(&["host"]);
