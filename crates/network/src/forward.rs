@@ -3,13 +3,14 @@
 //! Port-forwarding engines enter the namespace and connect to its loopback, where nobody listens: the processes are
 //! in the guest. So connections to it, whatever their port, are redirected to a listener of ours, which learns where they were going.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 
 use netlink::nat::{Redirect, Table};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::error::Error;
+use crate::listen::{is_without_ipv6, listen};
 use crate::sys;
 
 /// The table's name.
@@ -33,16 +34,11 @@ impl Forwarder {
     /// # Errors
     /// [`Error::Device`] and [`Error::Kernel`]; the latter on a kernel without nf_tables.
     pub fn open() -> Result<Self, Error> {
-        let listen = |address: SocketAddr| -> std::io::Result<TcpListener> {
-            let listener = StdListener::bind(address)?;
-            listener.set_nonblocking(true)?;
-            TcpListener::from_std(listener)
-        };
         let failed = || Error::device("listen", "on the pod's loopback");
         let port = |listener: &TcpListener| Ok::<_, Error>(listener.local_addr().map_err(failed())?.port());
         let v4 = listen((Ipv4Addr::LOCALHOST, 0).into()).map_err(failed())?;
         let v6 = match listen((Ipv6Addr::LOCALHOST, 0).into()) {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => None,
+            Err(error) if is_without_ipv6(&error) => None,
             result => Some(result.map_err(failed())?),
         };
         let v6_port = v6.as_ref().map(port).transpose()?;

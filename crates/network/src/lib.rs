@@ -10,6 +10,7 @@
 //! * [`mirror`] gives an interface's taps. Dropping the [`Mirror`] removes all of it again.
 //! * [`Watch`] says when to scan again.
 //! * [`Passt`] gives a guest the host's own network, of which it has no interface.
+//! * [`listen`] listens at an address, of one family and not the other.
 //! * [`Forwarder`] takes the connections that are made to the namespace's loopback, behind which only the guest has anybody.
 //!
 //! Everything but [`Namespace`] works on the namespace that the calling thread is in, and keeps working on it when the
@@ -17,6 +18,7 @@
 
 mod error;
 mod forward;
+mod listen;
 mod mirror;
 mod namespace;
 mod passt;
@@ -27,6 +29,7 @@ mod watch;
 
 pub use error::Error;
 pub use forward::Forwarder;
+pub use listen::{is_without_ipv6, listen};
 pub use mirror::{Mirror, Model, mirror};
 pub use namespace::Namespace;
 pub use passt::Passt;

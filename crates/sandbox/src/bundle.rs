@@ -291,8 +291,7 @@ impl Bundle {
         if self.network_namespace() != NetworkNamespace::Host || model == Internetworking::Passt {
             return Ok(());
         }
-        let file = self.dir.join("config.json");
-        Err(Refusals { file: &file }.because(
+        Err(Refusals { file: &self.file }.because(
             "linux.namespaces",
             "lists no network namespace, which asks for the host's network (hostNetwork in Kubernetes); a virtual machine cannot share it: add \
              {\"type\": \"network\"}, or set internetworking_model = \"passt\" for one that reaches what the host reaches",

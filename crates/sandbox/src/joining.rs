@@ -121,13 +121,25 @@ fn owner<'a>(containers: &'a [ContainerState], kind: LinuxNamespaceType, path: &
         return None;
     }
     // By what it is, since it may have any name.
-    let identity = |path: &Path| path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
-    let wanted = identity(path)?;
-    containers.iter().find(|state| identity(Path::new(&format!("/proc/{}/ns/net", state.pid))) == Some(wanted))
+    let wanted = identity(path).ok()?;
+    containers.iter().find(|state| network_of(state.pid).is_some_and(|network| network == wanted))
+}
+
+/// What a namespace is, whatever names it.
+///
+/// # Errors
+/// Those of stat(2).
+pub fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    path.metadata().map(|found| (found.dev(), found.ino()))
+}
+
+/// The network namespace that a process is in, while there is one.
+pub fn network_of(pid: u32) -> Option<(u64, u64)> {
+    identity(Path::new(&format!("/proc/{pid}/ns/net"))).ok()
 }
 
 /// The process by which a path names a namespace: `/proc/PID/ns/KIND`.
-fn process_of(path: &Path) -> Option<u32> {
+pub fn process_of(path: &Path) -> Option<u32> {
     let mut parts = path.strip_prefix("/proc").ok()?.iter();
     let pid = parts.next()?.to_str()?.parse().ok()?;
     (parts.next()? == "ns").then_some(pid)

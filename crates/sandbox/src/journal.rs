@@ -11,7 +11,7 @@ use tokio::sync::broadcast;
 use crate::{
     Result,
     machine::{Observer, Outcome},
-    store::{ContainerState, StateDir, Status},
+    store::{ContainerState, ProcessRef, StateDir, Status},
 };
 
 /// The state of a sandbox and where it is written to.
@@ -21,9 +21,15 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// A journal that goes on from `state`.
-    pub fn new(dir: StateDir, state: ContainerState) -> Rc<Self> {
-        Rc::new(Self { dir, state: RefCell::new(state) })
+    /// A journal that goes on from `state`, with this process as the one that hosts the sandbox. That is written down.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io).
+    pub fn claim(dir: StateDir, mut state: ContainerState) -> Result<Rc<Self>> {
+        state.daemon = ProcessRef::of(std::process::id());
+        state.creator = None;
+        dir.save(&state)?;
+        Ok(Rc::new(Self { dir, state: RefCell::new(state) }))
     }
 
     /// The state directory.

@@ -324,7 +324,7 @@ impl Prepared {
         linux.set_seccomp(None);
         if let Some(resources) = linux.resources_mut() {
             self.parts.cpus = HostCpus::take(resources).map_err(|problem| Error::Bundle {
-                file: bundle.dir.join("config.json"),
+                file: bundle.file.clone(),
                 field: "linux.resources.cpu.cpus".into(),
                 problem,
             })?;

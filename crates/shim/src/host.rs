@@ -12,7 +12,7 @@ use ::sandbox::{
     plan::Plan,
     pod::{self, Birth, Demand, GuestNetwork, Limits},
     rootfs::{self, RootfsMount},
-    store::{ContainerState, ProcessRef, StateDir, Status, Store},
+    store::{ContainerState, StateDir, Status, Store},
 };
 use agent_api::{Pod, WindowSize, statistics::Statistics};
 use config::{Config, Internetworking};
@@ -155,14 +155,11 @@ impl Hosted {
         let dir = store.reserve(&id)?;
         let mut cgroups = Vec::new();
         let booted = async {
-            let mut state = match &bundle {
+            let state = match &bundle {
                 Some(bundle) => launch::initial_state(&boot.sandbox, bundle),
                 None => ContainerState::new(&boot.sandbox, &boot.bundle),
             };
-            state.daemon = ProcessRef::of(std::process::id());
-            state.creator = None;
-            let journal = Journal::new(dir.clone(), state);
-            journal.update(|_| ())?;
+            let journal = Journal::claim(dir.clone(), state)?;
             let mut first = match &bundle {
                 Some(bundle) if alone => Some(prepare(&boot.sandbox, bundle, &boot.rootfs, &dir, &plan)?),
                 _ => None,

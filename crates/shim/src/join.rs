@@ -1,10 +1,13 @@
 //! Containers that join another one, as `docker run --network container:NAME` has it: the configuration names namespaces of that
 //! container's process, which is its shim. Where that is a shim of ours, they become further containers of its machine.
 
-use std::{fs, os::unix::fs::MetadataExt, path::Path};
+use std::path::Path;
 
 use network::Namespace;
-use sandbox::store::Store;
+use sandbox::{
+    joining::{identity, network_of, process_of},
+    store::Store,
+};
 
 use crate::{
     Error, Result,
@@ -52,14 +55,13 @@ fn among(store: &Store, is_docker: bool, brief: &Brief) -> std::result::Result<O
 /// The sandbox whose network namespace this is, with its process.
 fn network(store: &Store, is_docker: bool, path: &Path) -> std::result::Result<Option<(String, u32)>, String> {
     let refused = |why: &str| format!("linux.namespaces: the network namespace {} {why}", path.display());
-    let identity = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino()));
     let wanted = identity(path).map_err(|error| refused(&format!("is not there: {error}")))?;
     let namespace = Namespace::open(path).map_err(|error| refused(&error.to_string()))?;
     let is_host = namespace.is_host().map_err(|error| error.to_string())?;
     let states = store.list().map_err(|error| error.chain())?;
     let shims = states.into_iter().filter_map(|(name, state)| {
         let shim = state.ok()?.daemon.filter(sandbox::store::ProcessRef::is_alive)?;
-        let theirs = identity(Path::new(&format!("/proc/{}/ns/net", shim.pid))).ok()?;
+        let theirs = network_of(shim.pid)?;
         // Many may be in the host's: then it is the process that counts.
         (theirs == wanted && (!is_host || process_of(path) == Some(shim.pid))).then_some((name, shim.pid))
     });
@@ -81,15 +83,10 @@ fn network(store: &Store, is_docker: bool, path: &Path) -> std::result::Result<O
     Ok(None)
 }
 
-/// The process of a path such as `/proc/PID/ns/net`.
-fn process_of(path: &Path) -> Option<u32> {
-    let mut parts = path.strip_prefix("/proc").ok()?.components();
-    let pid = parts.next()?.as_os_str().to_str()?.parse().ok()?;
-    (parts.next()?.as_os_str() == "ns").then_some(pid)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use sandbox::store::{ContainerState, ProcessRef};
 
     use super::*;

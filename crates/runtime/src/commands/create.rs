@@ -143,8 +143,8 @@ impl<'a> Making<'a> {
     ) -> Result<Running> {
         let network = match (launching.network(), pid) {
             (Some(path), _) => Some(path.to_owned()),
-            (None, Some(pid)) => Some(format!("/proc/{pid}/ns/net").into()),
-            (None, None) => None,
+            (None, Some(pid)) if !launching.has_host_network() => Some(format!("/proc/{pid}/ns/net").into()),
+            (None, _) => None,
         };
         let told = pid.map(|pid| Told::of_bundle(self.id, &self.order.bundle, pid));
         if let Some((hooks, told)) = self.order.bundle.spec.hooks().as_ref().zip(told.as_ref()) {

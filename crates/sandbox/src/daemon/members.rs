@@ -28,11 +28,7 @@ pub(super) async fn enter(
     let Member { dir, state, parts, stdio, start } = member;
     let (prepared, stdio) = unpack(parts, stdio, &mut descriptors)?;
     let (dir, sandbox) = (StateDir::at(&dir), host.sandbox.clone());
-    let journal = Journal::new(dir.clone(), state);
-    journal.update(|state| {
-        state.daemon = ProcessRef::of(std::process::id());
-        state.creator = None;
-    })?;
+    let journal = Journal::claim(dir.clone(), state)?;
     let listener = listen(&dir)?;
     host.recorder.add(&journal);
     let entering = Entering { host, id: dir.id() };

@@ -35,7 +35,7 @@ use crate::{
     launch::Boot,
     passing,
     pod::{Birth, GuestNetwork, Io, Sandbox},
-    store::{ProcessRef, StateDir, Status},
+    store::{StateDir, Status},
     sys,
     translate::{Parts, Prepared},
 };
@@ -127,11 +127,7 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
     let Boot { state, parts, stdio, start, plan, demand, network, host_network, cgroup, begun_ns, .. } = boot;
     let (mut prepared, stdio) = unpack(parts, stdio, &mut descriptors)?;
     let disks = prepared.take_disks();
-    let journal = Journal::new(dir.clone(), state);
-    journal.update(|state| {
-        state.daemon = ProcessRef::of(std::process::id());
-        state.creator = None;
-    })?;
+    let journal = Journal::claim(dir.clone(), state)?;
     let listener = listen(&dir)?;
     let mut host_cgroup = None;
     if let Some(path) = cgroup {
@@ -143,7 +139,7 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
         }
     }
     devices::share::enter_private_namespace()?;
-    if let Some(path) = network.as_ref().filter(|_| !host_network) {
+    if let Some(path) = &network {
         // This is the only thread.
         network::Namespace::open(path)?.enter()?;
     }
@@ -156,8 +152,8 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
         observer: recorder.clone(),
         pod: None,
         network: match network {
-            _ if host_network => GuestNetwork::Host,
             Some(_) => GuestNetwork::Namespace,
+            None if host_network => GuestNetwork::Host,
             None => GuestNetwork::None,
         },
         disks,

@@ -2,13 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     rc::{Rc, Weak},
     time::Duration,
 };
 
 use agent_api::{Listener, Reply, Request};
+use network::{is_without_ipv6, listen};
 use tokio::{net::TcpListener, task::JoinSet};
 
 use super::{Sandbox, forward::pass};
@@ -61,29 +61,6 @@ fn open(sandbox: &Weak<Sandbox>, Listener { port, loopback }: Listener) -> JoinS
     }
     accepting
 }
-
-fn is_without_ipv6(error: &io::Error) -> bool {
-    let code = error.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
-    matches!(code, Some(rustix::io::Errno::AFNOSUPPORT | rustix::io::Errno::ADDRNOTAVAIL))
-}
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = net::socket_with(family, SocketType::STREAM, flags, None)?;
-    sockopt::set_socket_reuseaddr(&socket, true)?;
-    if address.is_ipv6() {
-        // The other family has a listener of its own.
-        sockopt::set_ipv6_v6only(&socket, true)?;
-    }
-    net::bind(&socket, &address)?;
-    net::listen(&socket, BACKLOG)?;
-    TcpListener::from_std(StdListener::from(socket))
-}
-
-/// Connections that may wait.
-const BACKLOG: i32 = 128;
 
 async fn accept(sandbox: Weak<Sandbox>, listener: TcpListener, port: u16) {
     loop {
