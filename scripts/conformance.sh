@@ -29,10 +29,7 @@ recipe="3 $suite ${known[*]} ${tools[*]}"
 
 [ "$(cat "$output/.recipe" 2>/dev/null)" != "$recipe" ] || run
 own_apt conformance "$(debian_architecture "$(uname -m)")" "$suite"
-parts=$cache/apt/conformance/parts
-sed 's/^deb /deb-src /' "$parts/own.list" >"$parts/source.list"
-say "conformance: updating the package lists of Debian $suite"
-quietly "${own_apt[@]}" update
+own_sources conformance
 trap 'rm -rf "$work"' EXIT
 rm -rf "$work"
 mkdir -p "$work/debs" "$work/go-debs" "$work/go/root" "$work/output/tools" "$work/sources"
@@ -42,17 +39,8 @@ for entry in "${known[@]}"; do
     version=$(apt-cache "${own_apt[@]:2}" showsrc "$package" | sed -n 's/^Version: //p' | head -n 1)
     [[ $version = "$wanted"* ]] || fail "Debian $suite has the source of $package ${version:-(none)}, the list knows $wanted"
     say "conformance: the source of $name $version"
-    cd "$work/sources"
-    # The two archives by themselves: their checksums are in the signed list, the description has nothing more that is needed.
-    for part in --tar-only --diff-only; do quietly "${own_apt[@]}" --download-only "$part" source "$package"; done
-    source=$work/output/$name
-    mkdir "$source"
-    tar -xf "$work/sources/$package"_*.orig.tar.xz --strip-components=1 --no-same-owner -C "$source"
-    tar -xf "$work/sources/$package"_*.debian.tar.xz --no-same-owner -C "$source"
-    while read -r patch; do
-        [[ -z $patch || $patch = '#'* ]] || quietly patch -d "$source" -p1 -i "$source/debian/patches/$patch"
-    done < <(cat "$source/debian/patches/series" 2>/dev/null)
-    printf '%s\n' "$version" >"$source/.version"
+    source_package "$package" "$work/sources" "$work/output/$name"
+    printf '%s\n' "$version" >"$work/output/$name/.version"
 done
 
 say "conformance: what the suites use"
@@ -72,7 +60,7 @@ chmod 755 "$work/output/bin/"*
 
 say "conformance: building runc's recvtty and crun's init"
 cd "$work/go-debs"
-mapfile -t packages < <("${own_apt[@]}" --print-uris --yes install "${recvtty[@]}" | sed -n "s/^'.*' \(golang-[^_]*\)_.*/\1/p")
+mapfile -t packages < <(go_packages "${recvtty[@]}")
 quietly "${own_apt[@]}" download "${packages[@]}"
 unpack "$work/go-debs" "$work/go/root"
 mkdir -p "$work/go/own/src/github.com/opencontainers"

@@ -33,10 +33,7 @@ recipe="1 $suite $wanted $registry"
 [ "$(cat "$output/.recipe" 2>/dev/null)" != "$recipe" ] || run
 mkdir -p "$(dirname "$work")"
 own_apt contest "$(debian_architecture "$(uname -m)")" "$suite"
-parts=$cache/apt/contest/parts
-sed 's/^deb /deb-src /' "$parts/own.list" >"$parts/source.list"
-say "contest: updating the package lists of Debian $suite"
-quietly "${own_apt[@]}" update
+own_sources contest
 show() { apt-cache "${own_apt[@]:2}" "$@"; }
 
 version=$(show showsrc containerd | sed -n 's/^Version: //p' | head -n 1)
@@ -48,24 +45,13 @@ mkdir -p "$work/debs" "$work/root" "$work/go/src/$(dirname "$package")"
 # Only what is Go: the C libraries and tools among the build's dependencies are for other parts.
 mapfile -t depends < <(show showsrc containerd | sed -n 's/^Build-Depends: //p' | head -n 1 | tr ',' '\n' |
     sed 's/[|(].*//; s/[[:space:]]//g' | grep '^golang-.*-dev$')
-mapfile -t packages < <("${own_apt[@]}" --print-uris --yes install golang-go "${depends[@]}" | sed -n "s/^'.*' \(golang-[^_]*\)_.*/\1/p")
+mapfile -t packages < <(go_packages golang-go "${depends[@]}")
 [ "${#packages[@]}" -gt "${#depends[@]}" ] || fail "apt does not resolve what containerd $version is built with"
 say "contest: the source of containerd $version, Go and ${#depends[@]} libraries with what they need: ${#packages[@]} packages"
-(
-    cd "$work"
-    # The two archives by themselves: their checksums are in the signed list, the description has nothing more that is needed.
-    for part in --tar-only --diff-only; do quietly "${own_apt[@]}" --download-only "$part" source containerd; done
-    cd debs
-    quietly "${own_apt[@]}" download "${packages[@]}"
-)
+(cd "$work/debs" && quietly "${own_apt[@]}" download "${packages[@]}")
 unpack "$work/debs" "$work/root"
 source=$work/go/src/$package
-mkdir "$source"
-tar -xf "$work"/containerd_*.orig.tar.xz --strip-components=1 --no-same-owner -C "$source"
-tar -xf "$work"/containerd_*.debian.tar.xz --no-same-owner -C "$source"
-while read -r patch; do
-    [[ -z $patch || $patch = '#'* ]] || quietly patch -d "$source" -p1 -i "$source/debian/patches/$patch"
-done <"$source/debian/patches/series"
+source_package containerd "$work" "$source"
 # shellcheck disable=SC2016 # \1 is sed's
 sed -i -E "s#\"(ghcr\.io|registry\.k8s\.io)/#\"$registry/#" "$source/integration/images/image_list.go" "$source/integration/client/container_linux_test.go"
 

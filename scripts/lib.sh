@@ -97,6 +97,32 @@ own_apt() {
         -o "APT::Architectures::=$architecture" -o APT::Install-Recommends=false -o APT::Sandbox::User=root -o Debug::NoLocking=1)
 }
 
+# own_sources NAME: adds the source packages to the lists that `own_apt NAME` chose, and reads them.
+own_sources() {
+    local parts=$cache/apt/$1/parts
+    sed 's/^deb /deb-src /' "$parts/own.list" >"$parts/source.list"
+    say "$1: updating the package lists"
+    quietly "${own_apt[@]}" update
+}
+
+# source_package PACKAGE DIR TARGET: downloads a source package into DIR and unpacks it with Debian's patches into TARGET.
+source_package() {
+    local package=$1 dir=$2 target=$3 part patch
+    # The two archives by themselves: their checksums are in the signed list, the description has nothing more that is needed.
+    for part in --tar-only --diff-only; do (cd "$dir" && quietly "${own_apt[@]}" --download-only "$part" source "$package"); done
+    mkdir "$target"
+    tar -xf "$dir/$package"_*.orig.tar.xz --strip-components=1 --no-same-owner -C "$target"
+    tar -xf "$dir/$package"_*.debian.tar.xz --no-same-owner -C "$target"
+    while read -r patch; do
+        [[ -z $patch || $patch = '#'* ]] || quietly patch -d "$target" -p1 -i "$target/debian/patches/$patch"
+    done < <(cat "$target/debian/patches/series" 2>/dev/null)
+}
+
+# go_packages PACKAGE...: the names of Go's packages that these are or need.
+go_packages() {
+    "${own_apt[@]}" --print-uris --yes install "$@" | sed -n "s/^'.*' \(golang-[^_]*\)_.*/\1/p"
+}
+
 # make_from OUTPUT SOURCE... -- COMMAND...: runs the command unless the output was made from just these sources, told by
 # path, size and time. Comparing ages is not enough: an unpacked kernel is as old as its package.
 make_from() {

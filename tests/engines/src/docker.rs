@@ -13,7 +13,7 @@ use std::{
 use e2e::Output;
 use serde_json::{Value, json};
 
-use crate::{Handler, host::Host, images};
+use crate::{Client, Handler, host::Host, images};
 
 /// The versions that the tests know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,6 +58,23 @@ pub struct Docker {
 
 /// A case for Docker.
 pub type Case = fn(&Docker, Handler) -> Value;
+
+impl Client for Docker {
+    const PROGRAM: &'static str = "docker";
+
+    fn command<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        self.host.command("docker", args.into_iter().map(|arg| arg.as_ref().to_owned()))
+    }
+
+    fn log(&self) -> String {
+        let tail = |name: &str, count: usize| {
+            let text = fs::read_to_string(self.file(name)).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().filter(|line| !line.contains("loading plugin")).collect();
+            lines[lines.len().saturating_sub(count)..].join("\n")
+        };
+        format!("{}\n{}", tail("containerd.log", 40), tail("dockerd.log", 30))
+    }
+}
 
 impl Docker {
     /// Starts one that has the images of the tests.
@@ -124,36 +141,6 @@ impl Docker {
         }
     }
 
-    /// The ends of the daemons' logs.
-    pub fn log(&self) -> String {
-        let tail = |name: &str, count: usize| {
-            let text = fs::read_to_string(self.file(name)).unwrap_or_default();
-            let lines: Vec<&str> = text.lines().filter(|line| !line.contains("loading plugin")).collect();
-            lines[lines.len().saturating_sub(count)..].join("\n")
-        };
-        format!("{}\n{}", tail("containerd.log", 40), tail("dockerd.log", 30))
-    }
-
-    /// A command line of `docker`.
-    pub fn command<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        self.host.command("docker", args.into_iter().map(|arg| arg.as_ref().to_owned()))
-    }
-
-    /// Runs `docker`.
-    #[track_caller]
-    pub fn docker<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> Output {
-        e2e::run(&mut self.command(args))
-    }
-
-    /// Runs `docker` and expects success; gives its standard output.
-    #[track_caller]
-    pub fn ok<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> String {
-        let args: Vec<String> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
-        let output = self.docker(&args);
-        assert_eq!(output.code, 0, "docker {args:?}: {}{}\n{}", output.text(), output.stderr, self.log());
-        output.text()
-    }
-
     /// What Docker calls a runtime.
     pub fn runtime(&self, handler: Handler) -> &'static str {
         match self.door {
@@ -179,26 +166,6 @@ impl Docker {
         let options = [&["--detach", "--name", name], options].concat();
         let output = self.run(handler, &options, &["sh", "-c", script]);
         assert_eq!(output.code, 0, "{}{}\n{}", output.text(), output.stderr, self.log());
-    }
-
-    /// What `docker inspect` says with this template.
-    #[track_caller]
-    pub fn inspect(&self, name: &str, template: &str) -> String {
-        self.ok(["inspect", "--format", template, name]).trim_end().to_owned()
-    }
-
-    /// Waits until `docker inspect` says this.
-    #[track_caller]
-    pub fn wait_for(&self, name: &str, template: &str, wanted: &str) {
-        let end = Instant::now() + e2e::DEADLINE;
-        loop {
-            let now = self.inspect(name, template);
-            if now == wanted {
-                return;
-            }
-            assert!(Instant::now() < end, "{template} of {name} is {now:?}, not {wanted:?}: {}", self.log());
-            thread::sleep(Duration::from_millis(100));
-        }
     }
 
     /// Removes containers, whatever they do.

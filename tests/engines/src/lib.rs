@@ -9,6 +9,7 @@
 //! differ there ([`EVERYWHERE`]), unless `KATA_ENGINES_VERSIONS=all`.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod client;
 pub mod containerd;
 pub mod cri;
 mod differences;
@@ -31,6 +32,7 @@ use std::{
     path::PathBuf,
 };
 
+pub use client::Client;
 pub use containerd::{Containerd, Version};
 pub use differences::DIFFERENCES;
 pub use docker::{Docker, Door, Release};
@@ -201,7 +203,7 @@ impl Engine for Docker {
     }
 
     fn log(&self) -> String {
-        self.log()
+        Client::log(self)
     }
 }
 
@@ -211,7 +213,7 @@ impl Engine for Podman {
     }
 
     fn log(&self) -> String {
-        self.log()
+        Client::log(self)
     }
 }
 

@@ -1,17 +1,11 @@
 //! Podman, which has no daemon: each command of it, and conmon, which it leaves with each container, calls a runtime by its path.
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::Command,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fs, path::PathBuf, process::Command};
 
 use e2e::Output;
 use serde_json::Value;
 
-use crate::{Handler, host::Host, images, kata_programs};
+use crate::{Client, Handler, host::Host, images, kata_programs};
 
 /// A machine with Podman; everything of it is gone when it is dropped.
 #[derive(Debug)]
@@ -23,6 +17,31 @@ pub struct Podman {
 
 /// A case for Podman.
 pub type Case = fn(&Podman, Handler) -> Value;
+
+impl Client for Podman {
+    const PROGRAM: &'static str = "podman";
+
+    fn command<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let directory = self.host.directory().display();
+        let all = [
+            format!("CONTAINERS_CONF={directory}/containers.conf"),
+            "podman".into(),
+            format!("--root={directory}/storage"),
+            "--runroot=/run/containers/storage".into(),
+        ];
+        let args: Vec<String> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
+        // Unless another one is named.
+        let runtime = args.first().is_none_or(|arg| arg != "--runtime").then(|| format!("--runtime={}", self.runtime));
+        let args = runtime.into_iter().chain(args);
+        let mut command = self.host.command("env", all.into_iter().chain(args));
+        command.stdin(std::process::Stdio::null());
+        command
+    }
+
+    fn log(&self) -> String {
+        self.host.run("sh", &["-c", "tail -n 20 /run/kata-runtime/*/daemon.log 2>/dev/null"]).text()
+    }
+}
 
 impl Podman {
     /// Makes one that has the images of the tests and uses a runtime.
@@ -77,44 +96,6 @@ network_config_dir = "{directory}/networks"
         self.host.directory().join(name)
     }
 
-    /// What the runtimes and daemons of sandboxes said last.
-    pub fn log(&self) -> String {
-        self.host.run("sh", &["-c", "tail -n 20 /run/kata-runtime/*/daemon.log 2>/dev/null"]).text()
-    }
-
-    /// A command line of `podman`.
-    pub fn command<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let directory = self.host.directory().display();
-        let all = [
-            format!("CONTAINERS_CONF={directory}/containers.conf"),
-            "podman".into(),
-            format!("--root={directory}/storage"),
-            "--runroot=/run/containers/storage".into(),
-        ];
-        let args: Vec<String> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
-        // Unless another one is named.
-        let runtime = args.first().is_none_or(|arg| arg != "--runtime").then(|| format!("--runtime={}", self.runtime));
-        let args = runtime.into_iter().chain(args);
-        let mut command = self.host.command("env", all.into_iter().chain(args));
-        command.stdin(std::process::Stdio::null());
-        command
-    }
-
-    /// Runs `podman`.
-    #[track_caller]
-    pub fn podman<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> Output {
-        e2e::run(&mut self.command(args))
-    }
-
-    /// Runs `podman` and expects success; gives its standard output.
-    #[track_caller]
-    pub fn ok<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> String {
-        let args: Vec<String> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
-        let output = self.podman(&args);
-        assert_eq!(output.code, 0, "podman {args:?}: {}{}\n{}", output.text(), output.stderr, self.log());
-        output.text()
-    }
-
     /// The cgroup that all containers are below, so that it is known whose they are.
     pub fn group(&self) -> String {
         format!("--cgroup-parent=/{}", self.host.name())
@@ -140,26 +121,6 @@ network_config_dir = "{directory}/networks"
         let options = [&["--detach", "--name", name], options].concat();
         let output = self.run(&options, &["sh", "-c", script]);
         assert_eq!(output.code, 0, "{}{}\n{}", output.text(), output.stderr, self.log());
-    }
-
-    /// What `podman inspect` says with this template.
-    #[track_caller]
-    pub fn inspect(&self, name: &str, template: &str) -> String {
-        self.ok(["inspect", "--format", template, name]).trim_end().to_owned()
-    }
-
-    /// Waits until `podman inspect` says this.
-    #[track_caller]
-    pub fn wait_for(&self, name: &str, template: &str, wanted: &str) {
-        let end = Instant::now() + e2e::DEADLINE;
-        loop {
-            let now = self.inspect(name, template);
-            if now == wanted {
-                return;
-            }
-            assert!(Instant::now() < end, "{template} of {name} is {now:?}, not {wanted:?}: {}", self.log());
-            thread::sleep(Duration::from_millis(100));
-        }
     }
 
     /// What a TCP port says to who connects from the machine; nothing if nobody listens.

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use engines::{Docker, Handler, Release, docker_cases, images};
+use engines::{Client, Docker, Handler, Release, docker_cases, images};
 use serde_json::{Value, json};
 
 use super::{seen, wait_until};
@@ -103,7 +103,7 @@ fn detach_and_attach(docker: &Docker, handler: Handler) -> Value {
 
 fn followed_logs(docker: &Docker, handler: Handler) -> Value {
     docker.detached(handler, &[], "told", "for i in 1 2 3 4 5; do echo $i; echo err $i >&2; sleep 0.3; done; exit 6");
-    let followed = docker.docker(["logs", "--follow", "told"]);
+    let followed = docker.call(["logs", "--follow", "told"]);
     assert_eq!((followed.text().as_str(), followed.code), ("1\n2\n3\n4\n5\n", 0), "{}", followed.stderr);
     let waited = docker.ok(["wait", "told"]);
     docker.remove(&["told"]);
@@ -131,7 +131,7 @@ fn commit_and_diff(docker: &Docker, handler: Handler) -> Value {
         "-c",
         "cat /made /new/x; ls /etc/group; echo $FROM",
     ];
-    let output = docker.docker(args);
+    let output = docker.call(args);
     assert!(
         output.text().starts_with("made\nx\n") && output.text().ends_with("commit\n"),
         "{}{}",
@@ -145,7 +145,7 @@ fn commit_and_diff(docker: &Docker, handler: Handler) -> Value {
 /// The guest's numbers mean nothing on the host: what stands for the container there is shown.
 fn top(docker: &Docker, handler: Handler) -> Value {
     docker.detached(handler, &[], "runs", "while :; do sleep 0.1; done");
-    wait_until("it is shown", || docker.docker(["top", "runs"]).code == 0);
+    wait_until("it is shown", || docker.call(["top", "runs"]).code == 0);
     let shown = docker.ok(["top", "runs", "-o", "pid,args"]);
     let pid = docker.inspect("runs", "{{.State.Pid}}");
     assert!(shown.lines().any(|line| line.split_whitespace().next() == Some(&pid)), "{pid}: {shown}");

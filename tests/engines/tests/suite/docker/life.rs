@@ -2,7 +2,7 @@
 
 use std::{fs, thread, time::Duration};
 
-use engines::{Docker, Door, Handler, docker_cases};
+use engines::{Client, Docker, Door, Handler, docker_cases};
 use serde_json::{Value, json};
 
 use super::{seen, wait_until};
@@ -24,9 +24,9 @@ fn exec(docker: &Docker, handler: Handler) -> Value {
     docker.detached(handler, &[], "host", FOREVER);
     let script = "echo out; echo err >&2; echo $ONE; pwd; id -u; exit 3";
     let plain =
-        docker.docker(["exec", "--env", "ONE=1", "--workdir", "/tmp", "--user", "user", "host", "sh", "-c", script]);
+        docker.call(["exec", "--env", "ONE=1", "--workdir", "/tmp", "--user", "user", "host", "sh", "-c", script]);
     assert_eq!((plain.code, plain.text().as_str()), (3, "out\n1\n/tmp\n1000\n"), "{}", plain.stderr);
-    let missing = docker.docker(["exec", "host", "no-such-program"]);
+    let missing = docker.call(["exec", "host", "no-such-program"]);
     assert!((missing.text() + &missing.stderr).contains("no-such-program"), "{}", missing.stderr);
     let mut command = docker.command(["exec", "--interactive", "host", "wc", "-c"]);
     let counted = e2e::run_with_input(&mut command, |input| input.write_all(&[b'x'; 300_000]).unwrap());
@@ -48,7 +48,7 @@ fn logs_and_stats(docker: &Docker, handler: Handler) -> Value {
         "echo err >&2; sleep 1; seq 1 2000; i=0; while [ $i -lt 100000 ]; do i=$((i + 1)); done; echo spun; sleep 1000";
     docker.detached(handler, &["--memory", "64m"], "told", script);
     wait_until("it said all", || docker.ok(["logs", "told"]).ends_with("spun\n"));
-    let logs = docker.docker(["logs", "told"]);
+    let logs = docker.call(["logs", "told"]);
     let tail = docker.ok(["logs", "--tail", "2", "told"]);
     assert_eq!((logs.text().lines().count(), logs.stderr.as_str(), tail.as_str()), (2001, "err\n", "2000\nspun\n"));
     let stats: Value =
@@ -85,7 +85,7 @@ fn stop_and_kill(docker: &Docker, handler: Handler) -> Value {
     thread::sleep(Duration::from_millis(300));
     docker.ok(["kill", "killed"]);
     assert_eq!(waiting.finish().text(), "137\n");
-    wait_until("it removes itself", || docker.docker(["inspect", "killed"]).code != 0);
+    wait_until("it removes itself", || docker.call(["inspect", "killed"]).code != 0);
     docker.remove(&["asked", "forced"]);
     json!([asked, forced])
 }
@@ -161,7 +161,7 @@ fn start_again(docker: &Docker, handler: Handler) -> Value {
         "-c",
         "cat /kept; echo x >>/kept; exit 2",
     ]);
-    let runs: Vec<e2e::Output> = (0..2).map(|_| docker.docker(["start", "--attach", "twice"])).collect();
+    let runs: Vec<e2e::Output> = (0..2).map(|_| docker.call(["start", "--attach", "twice"])).collect();
     // The container's file system is kept as long as the container.
     assert_eq!((runs[0].code, runs[1].code, runs[1].text().as_str()), (2, 2, "x\n"), "{}", runs[1].stderr);
     let changed = docker.ok(["diff", "twice"]);

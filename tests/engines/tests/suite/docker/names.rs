@@ -1,6 +1,6 @@
 //! Names in networks that users have made: Docker's resolver answers for them, and asks the outside for others.
 
-use engines::{Docker, Handler, docker_cases, names};
+use engines::{Client, Docker, Handler, docker_cases, names};
 use serde_json::{Value, json};
 
 use super::{network::SERVER, wait_until};
@@ -50,7 +50,7 @@ fn names_of_containers_and_of_the_outside(docker: &Docker, handler: Handler) -> 
 fn names_come_with_a_network(docker: &Docker, handler: Handler) -> Value {
     lan(docker, handler);
     docker.detached(handler, &[], "moving", "while :; do sleep 0.1; done");
-    let ask = || docker.docker(["exec", "moving", "nc", "-w", "5", "server", "8080"]).text();
+    let ask = || docker.call(["exec", "moving", "nc", "-w", "5", "server", "8080"]).text();
     assert_eq!(ask(), "");
     docker.ok(["network", "connect", "lan", "moving"]);
     wait_until("the name is found", || ask() == "hello\n");

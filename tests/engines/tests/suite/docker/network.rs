@@ -1,6 +1,6 @@
 //! Docker's networks, with the guest at their end.
 
-use engines::{Docker, Handler, docker_cases};
+use engines::{Client, Docker, Handler, docker_cases};
 use serde_json::{Value, json};
 
 use super::{seen, wait_until};

@@ -1,6 +1,6 @@
 //! Containers that share namespaces of another one. Ours are in one machine then.
 
-use engines::{Docker, Door, Handler, docker_cases};
+use engines::{Client, Docker, Door, Handler, docker_cases};
 use serde_json::{Value, json};
 
 use super::{network::SERVER, seen, wait_until};
@@ -53,7 +53,7 @@ fn the_first_goes_and_comes(docker: &Docker, handler: Handler) -> Value {
     docker.ok(["start", "owner"]);
     assert_eq!(docker.ok(["exec", "owner", "echo", "back"]), "back\n");
     wait_until("it has its network", || {
-        docker.docker(["exec", "owner", "ping", "-c", "1", "-W", "2", "172.17.0.1"]).code == 0
+        docker.call(["exec", "owner", "ping", "-c", "1", "-W", "2", "172.17.0.1"]).code == 0
     });
     // By path it has a machine of its own then, as with runc it has a network of its own.
     assert!(!handler.is_kata() || machines(docker) == if docker.door == Door::Shim { 1 } else { 2 });
@@ -102,7 +102,7 @@ fn what_cannot_be_shared(docker: &Docker, handler: Handler) -> Value {
     assert!(refused.code == if ambiguous { 125 } else { 0 }, "{}", seen(&refused));
     assert!(!ambiguous || refused.stderr.contains("does not tell"), "{}", seen(&refused));
     for name in ["stranger", "owner", "second"] {
-        assert_eq!(docker.docker(["exec", name, "ping", "-c", "1", "-W", "5", "172.17.0.1"]).code, 0, "{name}");
+        assert_eq!(docker.call(["exec", name, "ping", "-c", "1", "-W", "5", "172.17.0.1"]).code, 0, "{name}");
     }
     docker.remove(&["stranger", "owner", "second"]);
     Value::Null

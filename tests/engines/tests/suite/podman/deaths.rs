@@ -2,7 +2,7 @@
 
 use std::{env, thread, time::Duration};
 
-use engines::{Handler, Podman, podman_cases};
+use engines::{Client, Handler, Podman, podman_cases};
 use serde_json::{Value, json};
 
 use super::{FOREVER, wait_until};

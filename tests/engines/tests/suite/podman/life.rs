@@ -2,7 +2,7 @@
 
 use std::{fs, thread, time::Duration};
 
-use engines::{Handler, Podman, podman_cases};
+use engines::{Client, Handler, Podman, podman_cases};
 use serde_json::{Value, json};
 
 use super::{FOREVER, seen, wait_until};
@@ -13,9 +13,9 @@ fn exec(podman: &Podman, _: Handler) -> Value {
     podman.detached(&[], "host", FOREVER);
     let script = "echo out; echo err >&2; echo $ONE; pwd; id -u; exit 3";
     let plain =
-        podman.podman(["exec", "--env", "ONE=1", "--workdir", "/tmp", "--user", "user", "host", "sh", "-c", script]);
+        podman.call(["exec", "--env", "ONE=1", "--workdir", "/tmp", "--user", "user", "host", "sh", "-c", script]);
     assert_eq!((plain.code, plain.text().as_str()), (3, "out\n1\n/tmp\n1000\n"), "{}", plain.stderr);
-    let missing = podman.podman(["exec", "host", "no-such-program"]);
+    let missing = podman.call(["exec", "host", "no-such-program"]);
     assert!((missing.text() + &missing.stderr).contains("no-such-program"), "{}", missing.stderr);
     let mut command = podman.command(["exec", "--interactive", "host", "wc", "-c"]);
     let counted = e2e::run_with_input(&mut command, |input| input.write_all(&[b'x'; 300_000]).unwrap());
@@ -27,7 +27,7 @@ fn exec(podman: &Podman, _: Handler) -> Value {
     assert_eq!(terminal.finish().0, 6);
     podman.ok(["exec", "--detach", "host", "sh", "-c", "echo behind >/tmp/behind"]);
     wait_until("a process in the background", || {
-        podman.podman(["exec", "host", "cat", "/tmp/behind"]).text() == "behind\n"
+        podman.call(["exec", "host", "cat", "/tmp/behind"]).text() == "behind\n"
     });
     podman.remove(&["host"]);
     json!([seen(&plain), missing.code])
@@ -61,7 +61,7 @@ fn logs_and_stats(podman: &Podman, handler: Handler) -> Value {
     podman.detached(&["--memory", "64m"], "told", script);
     let following = e2e::Background::start(&mut podman.command(["logs", "--follow", "told"]));
     wait_until("it said all", || podman.ok(["logs", "told"]).ends_with("spun\n"));
-    let logs = podman.podman(["logs", "told"]);
+    let logs = podman.call(["logs", "told"]);
     let tail = podman.ok(["logs", "--tail", "2", "told"]);
     assert_eq!((logs.text().lines().count(), logs.stderr.as_str(), tail.as_str()), (2001, "err\n", "2000\nspun\n"));
     let stats: Value = serde_json::from_str(&podman.ok(["stats", "--no-stream", "--format", "json", "told"])).unwrap();
@@ -69,7 +69,7 @@ fn logs_and_stats(podman: &Podman, handler: Handler) -> Value {
     assert!(stats[0]["pids"].as_str().unwrap().parse::<u32>().unwrap() >= 1, "{stats}");
     let top = podman.ok(["top", "told", "-eo", "pid,args"]);
     assert!(top.contains("sleep 1000"), "{top}");
-    let columns = podman.podman(["top", "told", "pid", "comm"]);
+    let columns = podman.call(["top", "told", "pid", "comm"]);
     assert_eq!(columns.code, 0, "{}", columns.stderr);
     assert!(columns.text().contains(if handler.is_kata() { "kata-shim" } else { "sleep" }), "{}", columns.text());
     podman.ok(["kill", "told"]);
@@ -93,7 +93,7 @@ fn stop_and_kill(podman: &Podman, _: Handler) -> Value {
     thread::sleep(Duration::from_millis(300));
     podman.ok(["kill", "killed"]);
     assert_eq!(waiting.finish().text(), "137\n");
-    wait_until("it removes itself", || podman.podman(["inspect", "killed"]).code != 0);
+    wait_until("it removes itself", || podman.call(["inspect", "killed"]).code != 0);
     podman.detached(&[], "alive", "sleep 1000");
     podman.ok(["rm", "--force", "--time", "0", "alive"]);
     podman.remove(&["asked", "forced"]);
@@ -137,7 +137,7 @@ fn restarts(podman: &Podman, _: Handler) -> Value {
         "-c",
         "cat /kept; echo x >>/kept; exit 2",
     ]);
-    let runs: Vec<e2e::Output> = (0..2).map(|_| podman.podman(["start", "--attach", "twice"])).collect();
+    let runs: Vec<e2e::Output> = (0..2).map(|_| podman.call(["start", "--attach", "twice"])).collect();
     // The container's file system is kept as long as the container.
     assert_eq!((runs[0].code, runs[1].code, runs[1].text().as_str()), (2, 2, "x\n"), "{}", runs[1].stderr);
     podman.remove(&["fails", "lasts", "twice"]);
@@ -150,9 +150,9 @@ fn health(podman: &Podman, _: Handler) -> Value {
         "patient",
         "touch /well; while :; do sleep 0.1; done",
     );
-    wait_until("it is well", || podman.podman(["healthcheck", "run", "patient"]).code == 0);
+    wait_until("it is well", || podman.call(["healthcheck", "run", "patient"]).code == 0);
     podman.ok(["exec", "patient", "rm", "/well"]);
-    let unwell = podman.podman(["healthcheck", "run", "patient"]);
+    let unwell = podman.call(["healthcheck", "run", "patient"]);
     let status = podman.inspect("patient", "{{.State.Health.Status}}");
     podman.remove(&["patient"]);
     json!([seen(&unwell), status])
@@ -171,7 +171,7 @@ fn copied_files(podman: &Podman, _: Handler) -> Value {
         podman.ok(["cp", &format!("holder:{place}/file"), &back.display().to_string()]);
         assert_eq!(fs::read_to_string(&back).unwrap(), "content\nmore\n");
     }
-    let absent = podman.podman(["cp", "holder:/no/such", "/dev/null"]);
+    let absent = podman.call(["cp", "holder:/no/such", "/dev/null"]);
     podman.remove(&["holder"]);
     podman.ok(["volume", "rm", "--force", "named"]);
     json!(absent.code)
@@ -185,7 +185,7 @@ fn changes(podman: &Podman, _: Handler) -> Value {
     podman.ok(["commit", "--quiet", "changed", "localhost/changed:1"]);
     podman.remove(&["changed"]);
     let group = podman.group();
-    let again = podman.podman(["run", &group, "--rm", "localhost/changed:1", "sh", "-c", "cat /new; ls /etc"]);
+    let again = podman.call(["run", &group, "--rm", "localhost/changed:1", "sh", "-c", "cat /new; ls /etc"]);
     assert!(again.text().starts_with("new\n"), "{}{}", again.text(), again.stderr);
     podman.ok(["rmi", "localhost/changed:1"]);
     let mut lines: Vec<&str> = changed.lines().collect();

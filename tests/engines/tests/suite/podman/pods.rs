@@ -1,6 +1,6 @@
 //! Pods and shared namespaces: containers of one virtual machine.
 
-use engines::{Handler, Podman, images, podman_cases};
+use engines::{Client, Handler, Podman, images, podman_cases};
 use serde_json::{Value, json};
 
 use super::{FOREVER, seen};
@@ -54,7 +54,7 @@ fn namespaces_of_another_container(podman: &Podman, handler: Handler) -> Value {
     // The machine lives as long as its last container.
     podman.ok(["kill", "--signal", "KILL", "owner"]);
     podman.wait_for("owner", "{{.State.Status}}", "exited");
-    let lives = handler.is_kata().then(|| podman.podman(["exec", "member", "true"]).code);
+    let lives = handler.is_kata().then(|| podman.call(["exec", "member", "true"]).code);
     podman.remove(&["member"]);
     podman.remove(&["owner"]);
     // With its process ids' first process all others go.

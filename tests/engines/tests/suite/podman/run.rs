@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use engines::{Handler, Podman, podman_cases, terminal::on_a_terminal};
+use engines::{Client, Handler, Podman, podman_cases, terminal::on_a_terminal};
 use serde_json::{Value, json};
 
 use super::seen;
