@@ -194,6 +194,14 @@ impl ContainerState {
             hooks: None,
         }
     }
+
+    /// `words` about a container that has stopped, and why it has, if that was nobody's wish.
+    pub fn stopped(&self, words: &str) -> String {
+        match self.failure.as_deref().and_then(|failure| failure.lines().next()) {
+            Some(failure) => format!("{words}: {failure}"),
+            None => words.into(),
+        }
+    }
 }
 
 /// The directory of one container.
@@ -485,6 +493,14 @@ mod tests {
 
     fn state(id: &str) -> ContainerState {
         ContainerState { status: Status::Running, pid: 1, creator: None, ..ContainerState::new(id, "/b") }
+    }
+
+    #[test]
+    fn what_a_dead_sandbox_refuses_names_the_death() {
+        let mut stopped = ContainerState { status: Status::Stopped, ..state("c") };
+        assert_eq!(stopped.stopped("container not running"), "container not running");
+        stopped.failure = Some("QEMU died\nand more".into());
+        assert_eq!(stopped.stopped("container not running"), "container not running: QEMU died");
     }
 
     #[test]

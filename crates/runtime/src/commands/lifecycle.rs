@@ -39,12 +39,9 @@ pub(crate) fn each(
     Ok(ExitCode::SUCCESS)
 }
 
-/// runc's words for a container that has stopped, and why it has, if that was nobody's wish.
+/// runc's words for a container that has stopped, and why it has.
 pub(crate) fn stopped(words: &str, state: &ContainerState) -> Error {
-    match state.failure.as_deref().and_then(|failure| failure.lines().next()) {
-        Some(failure) => Error::refused(format!("{words}: {failure}")),
-        None => Error::refused(words),
-    }
+    Error::refused(state.stopped(words))
 }
 
 /// How long `start` waits for a `create` that is still at it, and how often it looks. A machine takes a moment in which a container of runc's

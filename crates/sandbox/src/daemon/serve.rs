@@ -134,6 +134,11 @@ pub(super) fn invalid(message: impl Into<String>) -> Error {
     Error::Sandbox { kind: Some(FaultKind::InvalidState), message: message.into() }
 }
 
+/// The container's state does not allow it; if the sandbox died meanwhile, that is why.
+fn refused(host: &Host, words: &str) -> Error {
+    invalid(host.journal.state().stopped(words))
+}
+
 async fn carry_out(host: &Host, request: Request) -> Result<Reply> {
     let (sandbox, journal, container) = (&host.sandbox, &host.journal, host.container());
     match request {
@@ -141,7 +146,7 @@ async fn carry_out(host: &Host, request: Request) -> Result<Reply> {
         Request::Start => start(host).await?,
         Request::Signal { exec, signal, all } => {
             if exec.is_none() && journal.status() == Status::Stopped {
-                return Err(invalid("container not running"));
+                return Err(refused(host, "container not running"));
             }
             sandbox.signal(container, exec.as_deref(), signal, all).await?;
         }
@@ -194,13 +199,13 @@ async fn resumed(host: &Host) {
 }
 
 fn expect(host: &Host, allowed: &[Status], otherwise: &str) -> Result<()> {
-    if allowed.contains(&host.journal.status()) { Ok(()) } else { Err(invalid(otherwise)) }
+    if allowed.contains(&host.journal.status()) { Ok(()) } else { Err(refused(host, otherwise)) }
 }
 
 async fn start(host: &Host) -> Result<()> {
     match host.journal.status() {
         Status::Created => {}
-        Status::Stopped => return Err(invalid("cannot start a container that has stopped")),
+        Status::Stopped => return Err(refused(host, "cannot start a container that has stopped")),
         Status::Running => return Err(invalid("cannot start an already running container")),
         other => return Err(invalid(format!("cannot start a container in the {other} state"))),
     }
@@ -219,7 +224,7 @@ async fn execute(host: &Host, id: &str, process: oci_spec::runtime::Process, end
     match host.journal.status() {
         Status::Running | Status::Created => {}
         Status::Paused => return Err(invalid("cannot exec in a paused container (use --ignore-paused to override)")),
-        _ => return Err(invalid("cannot exec in a stopped container")),
+        _ => return Err(refused(host, "cannot exec in a stopped container")),
     }
     if host.sandbox.is_running(host.container(), Some(id)) {
         return Err(invalid(format!("a process {id:?} runs already in this container")));
