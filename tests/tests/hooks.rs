@@ -158,19 +158,20 @@ fn what_hooks_bring_is_the_containers() {
     let name = format!("kh{}", std::process::id());
     let script = format!(
         "state=$(cat); [[ $state =~ \\\"pid\\\":([0-9]*) ]]; pid=${{BASH_REMATCH[1]}}; ip link add {name} type veth peer name eth0 netns $pid; \
-         nsenter --net=/proc/$pid/ns/net ip addr add 192.0.2.7/24 dev eth0; nsenter --net=/proc/$pid/ns/net ip link set eth0 up; ip link set {name} up"
+         nsenter --net=/proc/$pid/ns/net ip addr add 192.0.2.7/24 dev eth0; nsenter --net=/proc/$pid/ns/net ip link set eth0 up; ip link set {name} up; \
+         echo early >$DIR/early; nsenter -m -t $pid mount --bind $DIR/early $DIR/rootfs/early"
     );
     both(|runtime, dir| {
         let hooks = json!({
             "createRuntime": [hook("createRuntime", dir, &script)],
-            "createContainer": [hook("createContainer", dir, "echo made >$DIR/source; mount --bind $DIR/source $DIR/rootfs/made")],
+            "createContainer": [hook("createContainer", dir, "echo made >$DIR/source; mount --bind $DIR/source ./made")],
         });
         let mut bundle = bundle(dir, hooks);
         bundle.edit(|config| {
             config["process"]["args"] = json!([
                 "bash",
                 "-c",
-                "read word </made; echo $word; read mac </sys/class/net/eth0/address && echo eth0"
+                "read word </made; echo $word; read word </early; echo $word; read mac </sys/class/net/eth0/address && echo eth0"
             ]);
         });
         let rootfs = fs::canonicalize(
@@ -183,10 +184,12 @@ fn what_hooks_bring_is_the_containers() {
         )
         .unwrap();
         std::os::unix::fs::symlink(rootfs, dir.join("rootfs")).unwrap();
-        fs::write(dir.join("rootfs/made"), "").unwrap();
+        let places = ["made", "early"].map(|name| dir.join("rootfs").join(name));
+        places.iter().for_each(|place| fs::write(place, "").unwrap());
         let output = runtime.run(["run", "--bundle", bundle.arg(), "c"]);
-        fs::remove_file(dir.join("rootfs/made")).unwrap();
-        assert_eq!(output.text(), "made\neth0\n", "{}: {}", runtime.name, output.stderr);
+        // The host sees none of the mounts.
+        places.iter().for_each(|place| fs::remove_file(place).unwrap());
+        assert_eq!(output.text(), "made\nearly\neth0\n", "{}: {}", runtime.name, output.stderr);
         assert_eq!(output.code, 0);
         output.text()
     });

@@ -27,6 +27,8 @@ pub(crate) struct Place {
     pub network: Option<Network>,
     /// Its cgroup, as `linux.cgroupsPath` has it, which exists.
     pub cgroup: Option<PathBuf>,
+    /// Whether it has mounts of its own: hooks may mount there what the guest is to see and the host is not.
+    pub mounts: bool,
 }
 
 impl Place {
@@ -38,6 +40,9 @@ impl Place {
             Some(Network::At(path)) => Namespace::open(path).and_then(|namespace| namespace.enter()),
         }
         .map_err(|error| Error::Sandbox(error.into()))?;
+        if self.mounts {
+            own_mounts()?;
+        }
         Ok(cgroup)
     }
 
@@ -61,6 +66,15 @@ impl Place {
             worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
+}
+
+/// Gives the calling thread mounts of its own, in which those that the host makes later still arrive.
+///
+/// # Errors
+/// The usual cause is a missing `CAP_SYS_ADMIN`.
+pub(crate) fn own_mounts() -> Result<()> {
+    sandbox::own_directories().map_err(|e| Error::io("give a thread directories of its own", e))?;
+    devices::share::enter_private_namespace().map_err(|e| Error::Sandbox(e.into()))
 }
 
 /// A way to have the main thread move further.

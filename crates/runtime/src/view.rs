@@ -18,10 +18,10 @@ use rustix::{
     },
     process::{chdir, pivot_root},
 };
-use sandbox::{bundle::Visible, own_directories};
+use sandbox::bundle::Visible;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{Error, Result, place::own_mounts};
 
 /// What is to be seen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,8 +42,7 @@ impl View {
             let step = format!("{step} {}", path.display());
             move |errno: Errno| Error::io(step, errno)
         };
-        own_directories().map_err(|e| Error::io("give a thread directories of its own", e))?;
-        devices::share::enter_private_namespace().map_err(|e| Error::Sandbox(e.into()))?;
+        own_mounts()?;
         let root = tree(&self.root).map_err(failed("clone", &self.root))?;
         move_mount(&root, "", CWD, &self.root, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .map_err(failed("show", &self.root))?;

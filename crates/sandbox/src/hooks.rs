@@ -4,7 +4,7 @@
 //! | point | where it is run | when |
 //! | --- | --- | --- |
 //! | prestart, createRuntime | where the caller is | the network namespace is there, the machine is not: it has the interfaces that they bring |
-//! | createContainer | in the container's network namespace and a mount namespace of its own, whose mounts below the root file system the guest sees | after those |
+//! | createContainer | in the network and mount namespaces of the process that stands for the container; the guest sees what is mounted below the root file system there | after those |
 //! | startContainer | in the guest, by the agent, in the container | before its program |
 //! | poststart | where the caller is | the program runs |
 //! | poststop | where the caller is | the container is gone |
@@ -15,7 +15,7 @@ use std::{
     fs::File,
     io::{Read, Seek, Write},
     os::unix::process::CommandExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -97,18 +97,22 @@ impl Point {
 
 /// What hooks are told of a container, but for its status.
 #[derive(Debug, Clone)]
-pub struct Told(Value);
+pub struct Told {
+    state: Value,
+    rootfs: PathBuf,
+}
 
 impl Told {
     /// Of a container that is being created, for which the process `pid` of the host stands.
     pub fn of_bundle(id: &str, bundle: &Bundle, pid: u32) -> Self {
-        Self(json!({
+        let state = json!({
             "ociVersion": bundle.spec.version(),
             "id": id,
             "pid": pid,
             "bundle": bundle.dir,
             "annotations": bundle.spec.annotations().clone().unwrap_or_default(),
-        }))
+        });
+        Self { state, rootfs: bundle.rootfs.clone() }
     }
 
     /// Of one that exists, or did.
@@ -122,12 +126,12 @@ impl Told {
         if state.pid != 0 {
             told["pid"] = state.pid.into();
         }
-        Self(told)
+        Self { state: told, rootfs: state.rootfs.clone() }
     }
 
     /// The state, in JSON, as hooks of a point get it.
     pub fn at(&self, point: Point) -> String {
-        let mut state = self.0.clone();
+        let mut state = self.state.clone();
         state["status"] = point.status().into();
         if point == Point::Poststop
             && let Some(state) = state.as_object_mut()
@@ -138,8 +142,18 @@ impl Told {
         state.to_string()
     }
 
-    fn bundle(&self) -> &Path {
-        Path::new(self.0["bundle"].as_str().unwrap_or("/"))
+    /// The process of the host that stands for the container.
+    pub fn pid(&self) -> Option<u32> {
+        self.state["pid"].as_u64().and_then(|pid| pid.try_into().ok())
+    }
+
+    /// Where hooks of a point begin: those that belong into the container in its files, as with runc.
+    fn directory(&self, point: Point) -> &Path {
+        let directory = match point {
+            Point::CreateContainer => &self.rootfs,
+            _ => Path::new(self.state["bundle"].as_str().unwrap_or("/")),
+        };
+        if directory.is_dir() { directory } else { Path::new("/") }
     }
 }
 
@@ -189,8 +203,7 @@ fn one(point: Point, index: usize, hook: &Hook, told: &Told) -> Result<()> {
             command.env(key, value);
         }
     }
-    let bundle = told.bundle();
-    command.current_dir(if bundle.is_dir() { bundle } else { Path::new("/") }).process_group(0);
+    command.current_dir(told.directory(point)).process_group(0);
     command.stdin(input).stdout(Stdio::from(both.0)).stderr(Stdio::from(both.1));
     crate::sys::unblock_signals_of(&mut command);
     let mut child = command.spawn().map_err(failed("start"))?;

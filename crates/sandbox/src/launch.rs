@@ -29,6 +29,7 @@ use crate::{
     plan::Plan,
     pod::{Demand, Limits},
     store::{ContainerState, ProcessRef, StateDir, Store},
+    sys,
     translate::{Parts, Prepared, Rootfs, open_tree},
 };
 
@@ -189,9 +190,7 @@ impl Launching<'_> {
         if let Some((hooks, told)) = self.bundle.spec.hooks().as_ref().zip(told) {
             // They may have changed what is shared.
             drop(prepared.take());
-            if !Point::CreateContainer.of(hooks).is_empty() {
-                prepared = Some(self.prepare_beside(hooks, told, network)?);
-            }
+            prepared = Some(self.prepare_beside(hooks, told, network)?);
         }
         let prepared = prepared.map_or_else(|| prepare(self.dir.id(), self.bundle, &self.plan), Ok)?;
         if let Some(joining) = self.joining {
@@ -219,12 +218,14 @@ impl Launching<'_> {
         Ok(running)
     }
 
-    /// Runs the hooks that belong into the container's namespaces, in those of them that the host has: its network, and mounts that only they
-    /// and the guest see. Then opens what is shared.
+    /// Runs the hooks that belong into the container's namespaces, in those of them that the host has: its network, and the mounts of the
+    /// process that stands for it. Then opens what is shared, as it is seen there: earlier hooks may have mounted there, too.
     fn prepare_beside(&self, hooks: &Hooks, told: &Told, network: Option<&Path>) -> Result<Prepared> {
         let network = network.map(network::Namespace::open).transpose()?;
         let work = || {
-            devices::share::enter_private_namespace()?;
+            if let Some(pid) = told.pid() {
+                sys::enter_mounts_of(pid).map_err(|e| Error::io(format!("enter the mounts of process {pid}"), e))?;
+            }
             if let Some(network) = &network {
                 network.enter()?;
             }

@@ -1,7 +1,10 @@
 //! The few system calls that need more than the standard library.
 
 use std::{
-    os::{fd::OwnedFd, unix::process::CommandExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::CommandExt,
+    },
     process::Command,
     time::Duration,
 };
@@ -82,4 +85,14 @@ pub(crate) fn unblock_signals_of(command: &mut Command) {
 pub fn own_directories() -> std::io::Result<()> {
     // SAFETY: touches no memory and no descriptors; only the calling thread's directories are concerned.
     if unsafe { libc::unshare(libc::CLONE_FS) } < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Takes the calling thread into the mount namespace of a process.
+///
+/// # Errors
+/// There is no such process, or no `CAP_SYS_ADMIN` for it.
+pub(crate) fn enter_mounts_of(pid: u32) -> std::io::Result<()> {
+    let namespace = std::fs::File::open(format!("/proc/{pid}/ns/mnt"))?;
+    own_directories()?;
+    Ok(rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(rustix::thread::LinkNameSpaceType::Mount))?)
 }

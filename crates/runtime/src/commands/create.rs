@@ -206,7 +206,8 @@ fn detached(context: &Context, id: &str, args: &CreateArgs, start: bool) -> Resu
     // An engine that creates may connect and limit anew until the end; who runs has said all.
     // Declared before what may be in its cgroup, so that it goes after that.
     let mut launching = making.prepare(!start)?;
-    let place = Place { network: network_of(&launching), cgroup: launching.cgroup().map(Into::into) };
+    let cgroup = launching.cgroup().map(Into::into);
+    let place = Place { network: network_of(&launching), cgroup, mounts: order.bundle.spec.hooks().is_some() };
     let view = View { root: order.bundle.rootfs.clone(), mounts: order.bundle.visible()? };
     let job = shim::Job { store: &context.store, id, exec: None, ends, console, size, place, view: Some(view) };
     let made = shim::start(job).and_then(|waiting| {
@@ -247,7 +248,7 @@ fn foreground(context: &Context, id: &str, args: &CreateArgs, keep: bool) -> Res
     // Only hooks can look for this process, or bring interfaces into a namespace that is new.
     let hooked = order.bundle.spec.hooks().is_some();
     let network = if hooked { network_of(&launching) } else { None };
-    let place = Place { network, cgroup: None };
+    let place = Place { network, cgroup: None, mounts: hooked };
     let begin = |placed: Result<()>| {
         placed?;
         let running = making.launch(&mut launching, theirs, true, hooked.then(std::process::id))?;
