@@ -173,3 +173,30 @@ fn another_root_hash_refuses_to_boot() {
     let output = image.runtime("").run(["run", "--bundle", bundle.arg(), "without"]);
     assert!(output.code != 0 && output.stderr.contains("set kernel_verity_params"), "{}", output.stderr);
 }
+
+/// Memory by virtio-mem and processors by hot-plug, before the limits rise and after they fall.
+#[test]
+fn a_machine_grows_and_shrinks_with_its_containers_limits() {
+    let runtime = Runtime::kata();
+    let bundle = Bundle::new(["sleep", "1000"]);
+    runtime.ok(["create", "--bundle", bundle.arg(), "grown"]);
+    runtime.ok(["start", "grown"]);
+    let memory = || -> u64 {
+        let text = runtime.ok(["exec", "grown", "grep", "MemTotal", "/proc/meminfo"]).text();
+        text.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let processors = || runtime.ok(["exec", "grown", "nproc"]).text();
+    let before = memory();
+    assert_eq!(processors(), "1\n");
+    runtime.ok(["update", "--memory", "3g", "--cpu-period", "100000", "--cpu-quota", "200000", "grown"]);
+    let grown = memory();
+    // In units of virtio-mem, and less what the kernel knows of each page.
+    assert!(grown > before + (1 << 20), "{before} KiB, then {grown} KiB");
+    let host = std::thread::available_parallelism().unwrap().get();
+    assert_eq!(processors(), format!("{}\n", host.min(2)));
+    runtime.ok(["update", "--memory", "256m", "grown"]);
+    assert!(memory() < grown);
+    let refused = runtime.run(["update", "--memory", "90000g", "grown"]);
+    assert!(refused.code == 1 && refused.stderr.contains("more than this host has"), "{}", refused.stderr);
+    runtime.ok(["delete", "--force", "grown"]);
+}

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// How long one case may take, and what a file may take beside its cases.
-const CASE: Duration = Duration::from_secs(60);
+const CASE: Duration = Duration::from_secs(150);
 const FILE: Duration = Duration::from_secs(60);
 
 #[test]
