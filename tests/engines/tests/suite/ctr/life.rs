@@ -60,9 +60,8 @@ fn exec_on_a_terminal(engine: &Containerd, handler: Handler) -> Value {
     let mut terminal = e2e::Terminal::start(&command, 20, 90);
     terminal.write("until [ \"$(stty size)\" = '20 90' ]; do sleep 0.1; done; echo sta''rted\r");
     terminal.expect("started\r");
-    terminal.resize(31, 71);
     terminal.write("until [ \"$(stty size)\" = '31 71' ]; do sleep 0.1; done; echo res''ized\r");
-    terminal.expect("resized");
+    terminal.resize_until(31, 71, "resized");
     terminal.write("sh -c 'trap \"echo inter\"\"rupted; exit\" INT; echo wai\"\"ting; while :; do sleep 0.1; done'\r");
     terminal.expect("waiting");
     // Control-C goes to what runs in front; the shell then goes on.
