@@ -11,7 +11,7 @@ export FORMAT ?= image
 export FS ?= erofs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel build stage run image test contest conformance podman docker aarch64 bench count lint qemu deb kubernetes install uninstall clean
+.PHONY: help setup kernel build stage run image test guests contest conformance podman docker aarch64 bench count lint qemu deb kubernetes install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,11 @@ podman: ## run Podman's features through kata-runtime and through runc (20 minut
 	@scripts/setup.sh test
 	@scripts/stage.sh
 	@KATA_ENGINES_VERSIONS=all KATA_PODMAN_SEQUENCE=$(or $(PODMAN_SEQUENCE),100) cargo test -p engines --test suite --no-fail-fast -- podman:: --test-threads 2
+
+guests: kernel ## run all end-to-end tests in each of the guests: two kernels, two machines, agent-only, Debian as initrd and as verified disk
+	@scripts/setup.sh test
+	@scripts/stage.sh
+	@scripts/test.sh guests
 
 aarch64: ## run containers in an emulated aarch64 guest: build what it needs, then its tests
 	@scripts/setup.sh test

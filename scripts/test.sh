@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs every test and ends with the plain line "N passed, N failed".
-# Usage: test.sh [TEST...]: with names, only those end-to-end tests, and a test that cannot be run fails.
+# Usage: test.sh [TEST... | guests]: with names, only those end-to-end tests, and a test that cannot be run fails; guests: all of them in each
+# of the guests that scripts/variants.sh makes.
 #
 # The end-to-end tests are run in the usual guest, and those that see what a guest is made of in each that scripts/variants.sh
 # makes. KATA_CONF_FILE has them all run once, with that configuration: another kernel, guest image or machine.
@@ -43,7 +44,21 @@ contest() {
         KATA_ENGINES=kata cargo test -p engines --test contest -- --exact client 2>&1 | tee -a "$log" || status=1
 }
 
-if [ $# != 0 ]; then
+# in_each_guest TEST...: all tests, without names.
+in_each_guest() {
+    say "guests to test in"
+    local variants variant
+    variants=$("$top/scripts/variants.sh") || fail "the guests of the tests cannot be made; see above"
+    for variant in $variants; do
+        say "end-to-end tests: $variant"
+        # The long run is for one guest; the others show that it is the same with them.
+        KATA_CYCLES=4 KATA_CONF_FILE=$stage/variants/$variant.toml end_to_end "$@"
+    done
+}
+
+if [ "$*" = guests ]; then
+    in_each_guest
+elif [ $# != 0 ]; then
     KATA_NO_SKIP=1 end_to_end "$@"
 else
     say "unit tests"
@@ -56,13 +71,8 @@ else
     contest
 fi
 if [ $# = 0 ] && [ -z "${KATA_CONF_FILE:-}" ]; then
-    say "guests to test in"
-    variants=$("$top/scripts/variants.sh") || fail "the guests of the tests cannot be made; see above"
-    for variant in $variants; do
-        say "end-to-end tests: $variant"
-        # What the host does alone (deaths, refusals, hooks, streams) is the same whatever runs in the guest.
-        KATA_CONF_FILE=$stage/variants/$variant.toml end_to_end agent lifecycle network run shares
-    done
+    # What the host does alone (deaths, refusals, hooks, streams) is the same whatever runs in the guest.
+    in_each_guest agent lifecycle network run shares
     for image in kata-containers.img kata-containers-initrd.img; do
         say "self-check of the Debian image $image"
         tested "check $image" as_root "$stage/bin/kata-osbuilder" check "$stage/images/variants/$image"
