@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 pub mod client;
+pub mod commands;
 pub mod containerd;
 pub mod cri;
 mod differences;

@@ -2,7 +2,11 @@
 
 use std::{fs, thread, time::Duration};
 
-use engines::{Client, Docker, Door, Handler, docker_cases};
+use engines::{
+    Client, Docker, Door, Handler,
+    commands::{TALKER, executed, logged},
+    docker_cases,
+};
 use serde_json::{Value, json};
 
 use super::{seen, wait_until};
@@ -22,35 +26,14 @@ const FOREVER: &str = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
 
 fn exec(docker: &Docker, handler: Handler) -> Value {
     docker.detached(handler, &[], "host", FOREVER);
-    let script = "echo out; echo err >&2; echo $ONE; pwd; id -u; exit 3";
-    let plain =
-        docker.call(["exec", "--env", "ONE=1", "--workdir", "/tmp", "--user", "user", "host", "sh", "-c", script]);
-    assert_eq!((plain.code, plain.text().as_str()), (3, "out\n1\n/tmp\n1000\n"), "{}", plain.stderr);
-    let missing = docker.call(["exec", "host", "no-such-program"]);
-    assert!((missing.text() + &missing.stderr).contains("no-such-program"), "{}", missing.stderr);
-    let mut command = docker.command(["exec", "--interactive", "host", "wc", "-c"]);
-    let counted = e2e::run_with_input(&mut command, |input| input.write_all(&[b'x'; 300_000]).unwrap());
-    assert_eq!(counted.text(), "300000\n", "{}", counted.stderr);
-    let mut terminal = e2e::Terminal::start(&docker.command(["exec", "--interactive", "--tty", "host", "sh"]), 30, 91);
-    // The client of 20.10 gives up telling the first size after 50 ms.
-    terminal.write("echo rea''dy\r");
-    terminal.expect("ready");
-    terminal.write("until [ \"$(stty size)\" = '30 90' ]; do sleep 0.1; done; echo sta''rted\r");
-    terminal.resize_until(30, 90, "started");
-    terminal.write("exit 6\r");
-    assert_eq!(terminal.finish().0, 6);
+    let observed = executed(docker, "host");
     docker.remove(&["host"]);
-    json!([seen(&plain), missing.code])
+    observed
 }
 
 fn logs_and_stats(docker: &Docker, handler: Handler) -> Value {
-    let script =
-        "echo err >&2; sleep 1; seq 1 2000; i=0; while [ $i -lt 100000 ]; do i=$((i + 1)); done; echo spun; sleep 1000";
-    docker.detached(handler, &["--memory", "64m"], "told", script);
-    wait_until("it said all", || docker.ok(["logs", "told"]).ends_with("spun\n"));
-    let logs = docker.call(["logs", "told"]);
-    let tail = docker.ok(["logs", "--tail", "2", "told"]);
-    assert_eq!((logs.text().lines().count(), logs.stderr.as_str(), tail.as_str()), (2001, "err\n", "2000\nspun\n"));
+    docker.detached(handler, &["--memory", "64m"], "told", TALKER);
+    let tail = logged(docker, "told");
     let stats: Value =
         serde_json::from_str(&docker.ok(["stats", "--no-stream", "--format", "{{json .}}", "told"])).unwrap();
     let usage = stats["MemUsage"].as_str().unwrap();
