@@ -2,6 +2,9 @@
 //!
 //! runc runs the host's ps(1), which cannot see into a guest. Its standard output (`-ef`) and columns chosen by `-o` are
 //! made here; other options are refused by name.
+//!
+//! In JSON it is process ids of the host, as with runc: engines look for them there. It is the one of the process that stands for the container's;
+//! those of the guest would name strangers.
 
 use std::{
     process::ExitCode,
@@ -20,22 +23,22 @@ use crate::{
 
 /// Lists the processes.
 pub(crate) fn ps(context: &Context, id: &str, format: &str, options: &[String]) -> Result<ExitCode> {
-    let client = Client::new(&context.store, id)?;
     let columns = match format {
         "table" => columns(options)?,
         "json" => Vec::new(),
         _ => return Err(Error::refused("invalid format option")),
     };
-    let mut processes = match context.store.state(id)?.status {
-        Status::Stopped => Vec::new(),
-        _ => client.processes()?,
-    };
-    processes.sort_by_key(|process| process.pid);
+    let state = context.store.state(id)?;
     if format == "json" {
-        let pids: Vec<u32> = processes.iter().map(|process| process.pid).collect();
+        let pids: Vec<u32> = [state.pid].into_iter().filter(|pid| *pid != 0).collect();
         let text = go::json(&pids).map_err(|e| Error::io("write the pids as JSON", e))?;
         return output(context, &(text + "\n"));
     }
+    let mut processes = match state.status {
+        Status::Stopped => Vec::new(),
+        _ => Client::new(&context.store, id)?.processes()?,
+    };
+    processes.sort_by_key(|process| process.pid);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     output(context, &table(&columns, &processes, now, &Users::of_host()))
 }

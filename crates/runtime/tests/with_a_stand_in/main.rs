@@ -402,7 +402,7 @@ fn states_and_lists_are_runcs() {
     let row: Vec<&str> = list.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(row[..3], [ID, &pid.to_string(), "running"]);
     assert_eq!(container.run(&["list", "-q"]).1, "c1\n");
-    assert_eq!(container.run(&["ps", "-f", "json", ID]).1, "[71]\n");
+    assert_eq!(container.run(&["ps", "-f", "json", ID]).1, format!("[{pid}]\n"));
     let (_, table, _) = container.run(&["ps", ID]);
     assert!(table.starts_with("UID        PID  PPID  C STIME TTY          TIME CMD\n"), "{table}");
     assert!(table.contains("    71     1  0 1970  ?        00:00:00 sleep 1000\n"), "{table}");
