@@ -1,25 +1,25 @@
 //! Reading a bundle and refusing, before anything is started, what is wrong with it or what a virtual machine cannot
 //! honour. (OCI runtime specification, `bundle.md` and `config.md`.)
 
+mod mounts;
 mod read;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fs,
-    os::{
-        fd::OwnedFd,
-        unix::fs::{FileTypeExt, MetadataExt},
-    },
-    path::{Component, Path, PathBuf},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
 };
 
 use config::Internetworking;
-use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType, Mount, Process, Spec,
-};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType, Process, Spec};
 
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::mounts::MountSource;
+use self::mounts::check_mount;
 pub use self::read::{Read, complete_process, read_spec};
 use crate::{
     Error, Result,
@@ -43,35 +43,6 @@ pub struct Bundle {
     pub role: Role,
     /// Capabilities it asks for that do not exist. They are not in the configuration.
     pub unknown_capabilities: Vec<String>,
-}
-
-/// What a mount of a bundle is made from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum MountSource {
-    /// A file system the guest mounts itself.
-    Guest,
-    /// A file or directory of the host.
-    Host(PathBuf),
-    /// What the guest has under this path: a device node that every Linux has, or what a pod's containers share.
-    GuestPath(&'static str),
-    /// Files that the kubelet changes while the pod runs ([`crate::files`]).
-    Files(PathBuf),
-    /// A directory in memory: the guest's memory, not the host's.
-    Memory {
-        /// On the host.
-        path: PathBuf,
-        /// Its size, bytes.
-        size: u64,
-    },
-    /// A directory of huge pages, the guest's too.
-    HugePages {
-        /// On the host.
-        path: PathBuf,
-        /// Size of a page, bytes.
-        page_size: u64,
-        /// Size in all, bytes.
-        size: u64,
-    },
 }
 
 /// What of a container's mounts can be seen on the host.
@@ -121,16 +92,6 @@ const UNIVERSAL_DEVICES: [(u64, u64, &str); 9] = [
     (10, 200, "/dev/net/tun"),
     (10, 229, "/dev/fuse"),
 ];
-
-/// `f_type` of file systems that show the host's kernel and so mean nothing in a guest (statfs(2)).
-const KERNEL_FILE_SYSTEMS: [(i64, &str); 5] =
-    [(0x9fa0, "proc"), (0x6265_6572, "sysfs"), (0x2_7e0eb, "cgroup"), (0x6367_7270, "cgroup2"), (0x1cd1, "devpts")];
-
-/// Whether a mount binds something that exists already.
-pub(crate) fn is_bind(mount: &Mount) -> bool {
-    mount.typ().as_deref() == Some("bind")
-        || mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind")
-}
 
 /// A refusal that names the file and the field.
 struct Refusals<'a> {
@@ -463,276 +424,5 @@ fn check_device(refuse: &Refusals<'_>, index: usize, device: &LinuxDevice) -> Re
                 device.minor()
             ),
         )),
-    }
-}
-
-fn check_mount(refuse: &Refusals<'_>, dir: &Path, index: usize, mount: &Mount, role: Role) -> Result<MountSource> {
-    let field = |name: &str| format!("mounts[{index}].{name}");
-    let destination = mount.destination();
-    if destination.as_os_str().is_empty() {
-        return Err(refuse.because(field("destination"), "is empty; a path in the container is expected"));
-    }
-    if destination.components().any(|part| part == Component::ParentDir) {
-        return Err(
-            refuse.because(field("destination"), format!("{destination:?} contains \"..\"; a plain path is expected"))
-        );
-    }
-    if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-        return Err(refuse.because(field("uidMappings"), "mounts with id mappings are not supported by this version"));
-    }
-    if !is_bind(mount) {
-        return Ok(MountSource::Guest);
-    }
-    if let Some(shared) = mount.options().iter().flatten().find(|option| *option == "rshared" || *option == "shared") {
-        let problem = format!(
-            "{shared:?} asks that mounts made in the container appear on the host, which those of a virtual machine cannot; use rslave or rprivate"
-        );
-        return Err(refuse.because(field("options"), problem));
-    }
-    let source =
-        mount.source().as_ref().ok_or_else(|| refuse.because(field("source"), "is missing; a bind mount needs one"))?;
-    let path = dir.join(source);
-    // The engine's own is the pod's; a volume that somebody wants there is not.
-    if role == Role::Member && destination == Path::new("/dev/shm") && !is_empty_dir(&path) {
-        return Ok(MountSource::GuestPath(agent_api::GUEST_SHM_DIR));
-    }
-    let unusable = |why: String| refuse.because(field("source"), format!("{}: {why}", path.display()));
-    let metadata = fs::metadata(&path).map_err(|e| unusable(format!("cannot be used: {e}")))?;
-    let kind = metadata.file_type();
-    if kind.is_socket() {
-        return Err(unusable("is a socket; a process in a virtual machine cannot reach the host's sockets".into()));
-    }
-    if kind.is_char_device() {
-        let (major, minor) = (libc::major(metadata.rdev()).into(), libc::minor(metadata.rdev()).into());
-        return match UNIVERSAL_DEVICES.iter().find(|known| (known.0, known.1) == (major, minor)) {
-            Some((_, _, guest)) => Ok(MountSource::GuestPath(guest)),
-            None => Err(unusable("is a device of the host's kernel and cannot be given to a virtual machine".into())),
-        };
-    }
-    if kind.is_block_device() {
-        return Err(unusable("is a block device; this version cannot attach one".into()));
-    }
-    let statistics = rustix::fs::statfs(&path).map_err(|e| unusable(format!("cannot be used: {e}")))?;
-    if let Some((_, name)) = KERNEL_FILE_SYSTEMS.iter().find(|(magic, _)| *magic == statistics.f_type as i64) {
-        return Err(unusable(format!(
-            "belongs to the host's {name} file system, which shows another kernel than the container's; mount type {name} instead"
-        )));
-    }
-    let path = fs::canonicalize(&path).map_err(|e| unusable(format!("cannot be used: {e}")))?;
-    if role != Role::Member {
-        let (block, blocks) = (statistics.f_bsize as u64, statistics.f_blocks);
-        return Ok(if destination == Path::new("/dev/shm") && is_shm_of_engine(&path, statistics.f_type as i64) {
-            MountSource::Memory { path, size: block.saturating_mul(blocks) }
-        } else {
-            MountSource::Host(path)
-        });
-    }
-    if crate::files::is_volume(&path) {
-        return Ok(MountSource::Files(path));
-    }
-    let is_empty_dir = is_empty_dir(&path);
-    let (block, blocks) = (statistics.f_bsize as u64, statistics.f_blocks);
-    Ok(match statistics.f_type as i64 {
-        TMPFS if is_empty_dir => MountSource::Memory { path, size: block.saturating_mul(blocks) },
-        HUGETLBFS if is_empty_dir => MountSource::HugePages {
-            // Without a size of its own it has that of the container's limit.
-            size: if blocks >> 40 == 0 && blocks > 0 { block.saturating_mul(blocks) } else { 0 },
-            path,
-            page_size: block,
-        },
-        _ => MountSource::Host(path),
-    })
-}
-
-/// Whether a directory is the empty file system in memory that an engine has made for a container's `/dev/shm`. The guest's memory is meant then:
-/// there it can be mapped by several processes, and costs the host nothing.
-fn is_shm_of_engine(path: &Path, kind: i64) -> bool {
-    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
-    kind == TMPFS
-        && path.file_name().is_some_and(|name| name == "shm")
-        && device(path) != path.parent().and_then(device)
-        && fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
-}
-
-/// Whether a path is a kubelet's emptyDir, by its place: `.../volumes/PLUGIN/NAME`.
-fn is_empty_dir(path: &Path) -> bool {
-    path.parent().and_then(Path::file_name).is_some_and(|plugin| plugin == "kubernetes.io~empty-dir")
-}
-
-/// `f_type` of a file system in memory and of one of huge pages (statfs(2)).
-const TMPFS: i64 = 0x0102_1994;
-const HUGETLBFS: i64 = 0x9584_58f6;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn bundle(edit: impl FnOnce(&mut serde_json::Value)) -> (tempfile::TempDir, Result<Bundle>) {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("rootfs")).unwrap();
-        let mut config = serde_json::json!({
-            "ociVersion": "1.0.2",
-            "root": {"path": "rootfs"},
-            "process": {"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}},
-            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
-            "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"}]},
-        });
-        edit(&mut config);
-        fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-        let loaded = Bundle::load(dir.path(), Role::Alone);
-        (dir, loaded)
-    }
-
-    #[track_caller]
-    fn refused(edit: impl FnOnce(&mut serde_json::Value), field: &str, words: &str) {
-        let text = bundle(edit).1.unwrap_err().chain();
-        assert!(text.contains("config.json") && text.contains(field) && text.contains(words), "{text}");
-    }
-
-    #[test]
-    fn a_plain_bundle_is_accepted() {
-        let (dir, loaded) = bundle(|_| ());
-        assert_eq!(loaded.unwrap().rootfs, fs::canonicalize(dir.path().join("rootfs")).unwrap());
-    }
-
-    #[test]
-    fn what_is_wrong_is_refused_with_file_field_and_expectation() {
-        refused(|c| c["process"]["args"] = serde_json::json!([]), "process.args", "the program to run is expected");
-        refused(|c| c["process"]["user"] = serde_json::json!({"uid": "root"}), "process.user.uid", "string");
-        let limit = serde_json::json!({"type": "RLIMIT_CORE", "soft": 1, "hard": 1});
-        refused(|c| c["process"]["rlimits"] = serde_json::json!([limit, limit]), "process.rlimits[1]", "listed twice");
-        refused(|c| c["process"]["cwd"] = "here".into(), "process.cwd", "not an absolute path");
-        refused(|c| c["root"]["path"] = "nowhere".into(), "root.path", "No such file");
-        refused(|c| c["root"]["path"] = "config.json".into(), "root.path", "not a directory");
-        refused(|c| c["process"]["args"] = 7.into(), "process.args", "expected a sequence");
-        refused(|c| c["ociVersion"] = "7".into(), "ociVersion", "1.x is expected");
-        refused(|c| c["mounts"][0]["destination"] = "".into(), "mounts[0].destination", "is empty");
-        refused(|c| c["mounts"][0]["destination"] = "/a/../b".into(), "mounts[0].destination", "a plain path");
-        refused(|c| c["linux"]["sysctl"] = serde_json::json!({"kernel.hostname": "h"}), "linux.sysctl", "`hostname`");
-        refused(|c| c["linux"]["intelRdt"] = serde_json::json!({"closID": "c"}), "linux.intelRdt", "caches");
-        refused(
-            |c| c["mounts"][0] = serde_json::json!({"destination": "/x", "type": "bind", "source": "/no/such"}),
-            "mounts[0].source",
-            "/no/such",
-        );
-    }
-
-    #[test]
-    fn capabilities_that_do_not_exist_are_left_out_and_told() {
-        let names = serde_json::json!(["CAP_KILL", "CAP_TEST", "CAP_OTHER", "CAP_TEST"]);
-        let loaded = bundle(|c| c["process"]["capabilities"] = serde_json::json!({"bounding": names})).1.unwrap();
-        assert_eq!(loaded.unknown_capabilities, ["CAP_TEST", "CAP_OTHER"]);
-        let sets = loaded.spec.process().as_ref().unwrap().capabilities().clone().unwrap();
-        assert_eq!(sets.bounding().as_ref().unwrap().len(), 1);
-        refused(
-            |c| c["process"]["capabilities"] = serde_json::json!({"bounding": [7]}),
-            "process.capabilities",
-            "string",
-        );
-    }
-
-    #[test]
-    fn devices_of_the_guests_own_kernel_are_accepted() {
-        let device = |path: &str, major: i64, minor: i64| {
-            let device = serde_json::json!([{"path": path, "type": "c", "major": major, "minor": minor}]);
-            bundle(|c| c["linux"]["devices"] = device).1
-        };
-        device("/dev/kmsg", 1, 11).unwrap();
-        device("/dev/ptmx", 5, 2).unwrap();
-        for (path, major, minor) in [("/dev/mem", 1, 1), ("/dev/other", 5, 2)] {
-            let text = device(path, major, minor).unwrap_err().chain();
-            assert!(text.contains("linux.devices[0]") && text.contains("host's kernel"), "{text}");
-        }
-    }
-
-    #[test]
-    fn what_a_machine_cannot_share_is_refused() {
-        let without = |kind: &'static str| {
-            move |c: &mut serde_json::Value| {
-                c["linux"]["namespaces"].as_array_mut().unwrap().retain(|n| n["type"] != kind);
-            }
-        };
-        refused(without("pid"), "linux.namespaces", "the host's processes");
-        refused(
-            |c| c["linux"]["namespaces"][0]["path"] = "/proc/1/ns/pid".into(),
-            "linux.namespaces[0]",
-            "kernel of its own",
-        );
-        refused(
-            |c| c["mounts"][0] = serde_json::json!({"destination": "/x", "options": ["bind"], "source": "/proc"}),
-            "mounts[0].source",
-            "the host's proc file system",
-        );
-    }
-
-    #[test]
-    fn the_hosts_network_is_for_those_who_have_a_way_to_it() {
-        let (_dir, loaded) = bundle(|c| drop(c["linux"]["namespaces"].as_array_mut().unwrap().remove(2)));
-        let loaded = loaded.unwrap();
-        assert_eq!(loaded.network_namespace(), NetworkNamespace::Host);
-        loaded.check_host_network(Internetworking::Passt).unwrap();
-        let text = loaded.check_host_network(Internetworking::TcFilter).unwrap_err().chain();
-        assert!(text.contains("linux.namespaces") && text.contains("the host's network"), "{text}");
-        let own = bundle(|_| {}).1.unwrap();
-        own.check_host_network(Internetworking::None).unwrap();
-    }
-
-    #[test]
-    fn devices_of_the_host_are_refused_but_those_of_a_privileged_container_are_the_guests() {
-        let kvm = serde_json::json!([{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}]);
-        refused(|c| c["linux"]["devices"] = kvm.clone(), "linux.devices[0]", "the host's kernel");
-        let (_dir, loaded) = bundle(|c| {
-            c["linux"]["devices"] = kvm.clone();
-            c["linux"]["resources"] = serde_json::json!({"devices": [{"allow": true, "access": "rwm"}]});
-        });
-        assert!(loaded.unwrap().wants_all_devices());
-        let (_dir, loaded) = bundle(|c| {
-            c["linux"]["resources"] = serde_json::json!({"devices": [{"allow": true, "access": "rwm"}]});
-        });
-        assert!(!loaded.unwrap().wants_all_devices());
-    }
-
-    #[test]
-    fn what_can_be_seen_on_the_host_is_what_is_the_hosts() {
-        let (_dir, loaded) = bundle(|c| {
-            c["mounts"] = serde_json::json!([
-                {"destination": "/proc", "type": "proc", "source": "proc"},
-                {"destination": "/data", "type": "bind", "source": "/usr", "options": ["rbind", "ro"]},
-            ]);
-        });
-        let seen = loaded.unwrap().visible().unwrap();
-        let visible = |source: Option<&str>, destination: &str, read_only| Visible {
-            source: source.map(Into::into),
-            destination: destination.into(),
-            read_only,
-        };
-        assert_eq!(seen, [visible(None, "/proc", false), visible(Some("/usr"), "/data", true)]);
-    }
-
-    #[test]
-    fn who_runs_no_hooks_of_a_point_can_refuse_them() {
-        let (_dir, loaded) = bundle(|c| c["hooks"] = serde_json::json!({"createContainer": [{"path": "/bin/true"}]}));
-        let loaded = loaded.unwrap();
-        loaded.refuse_hooks(&[Point::Poststop]).unwrap();
-        let error = loaded.refuse_hooks(&[Point::Poststop, Point::CreateContainer]).unwrap_err().chain();
-        assert!(error.contains("hooks.createContainer") && error.contains("inside the container"), "{error}");
-    }
-
-    #[test]
-    fn a_missing_or_malformed_configuration_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(Bundle::load(dir.path(), Role::Alone).unwrap_err().chain().contains("config.json"));
-        fs::write(dir.path().join("config.json"), "{\"ociVersion\": ").unwrap();
-        let text = Bundle::load(dir.path(), Role::Alone).unwrap_err().chain();
-        assert!(text.contains("line 1"), "{text}");
-        assert!(Bundle::load(&dir.path().join("no"), Role::Alone).unwrap_err().chain().contains("open the bundle"));
-    }
-
-    #[test]
-    fn a_bind_of_a_universal_device_becomes_the_guests_own() {
-        let (_dir, loaded) = bundle(|c| {
-            c["mounts"][0] = serde_json::json!({"destination": "/dev/null", "type": "bind", "source": "/dev/null"})
-        });
-        assert_eq!(loaded.unwrap().mount_sources().unwrap(), [MountSource::GuestPath("/dev/null")]);
     }
 }

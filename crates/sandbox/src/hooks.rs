@@ -271,7 +271,13 @@ mod tests {
     }
 
     fn told() -> Told {
-        Told(json!({"id": "c", "pid": 7, "bundle": "/usr"}))
+        Told { state: json!({"id": "c", "pid": 7, "bundle": "/usr"}), rootfs: "/usr/bin".into() }
+    }
+
+    #[test]
+    fn hooks_of_the_container_begin_in_its_files() {
+        let hook = shell("[ $(pwd) = /usr/bin ]");
+        run(Point::CreateContainer, &hooks(json!({"createContainer": [hook]})), &told()).unwrap();
     }
 
     #[test]
