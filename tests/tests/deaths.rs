@@ -1,4 +1,4 @@
-//! Each process of a sandbox is killed at each moment: the caller hears who died, and nothing is left.
+//! Each process of a sandbox is killed at each moment: the caller hears who died, and nothing is left; nor is of containers that share one.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use std::{
@@ -180,4 +180,52 @@ fn of_the_agent_at_every_step() {
         clean_up(&runtime, "c");
         assert_eq!(snapshot(&runtime), before, "{step}");
     }
+}
+
+/// A container in the machine of another one.
+fn beside(runtime: &Runtime, id: &str) -> Bundle {
+    let pid = runtime.state_of(id)["pid"].clone();
+    let mut bundle = Bundle::new(["sleep", "1000"]);
+    bundle.edit(|config| {
+        for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
+            if namespace["type"] == "network" {
+                namespace["path"] = format!("/proc/{pid}/ns/net").into();
+            }
+        }
+    });
+    bundle
+}
+
+#[test]
+fn of_two_in_one_machine_at_once() {
+    let (runtime, bundle, before) = prepared();
+    for _ in 0..3 {
+        runtime.ok(["run", "--detach", "--bundle", bundle.arg(), "first"]);
+        let other = beside(&runtime, "first");
+        runtime.ok(["run", "--detach", "--bundle", other.arg(), "other"]);
+        let deleting = ["first", "other"].map(|id| Background::start(&mut runtime.command(["delete", "--force", id])));
+        for deleted in deleting.map(|deleting| deleting.finish_within(SOON)) {
+            assert_eq!(deleted.code, 0, "{}", deleted.stderr);
+        }
+        assert_eq!(snapshot(&runtime), before);
+        assert!(fs::read_dir(runtime.root()).unwrap().next().is_none());
+    }
+}
+
+/// The first of a machine is deleted and comes again while that machine lives for another one, in the same cgroup.
+#[test]
+fn of_one_that_comes_again_into_its_cgroup() {
+    let (runtime, mut bundle, before) = prepared();
+    let cgroup = format!("/e2e-again-{}", std::process::id());
+    bundle.edit(|config| config["linux"]["cgroupsPath"] = cgroup.as_str().into());
+    runtime.ok(["run", "--detach", "--bundle", bundle.arg(), "first"]);
+    let other = beside(&runtime, "first");
+    runtime.ok(["run", "--detach", "--bundle", other.arg(), "other"]);
+    for _ in 0..2 {
+        runtime.ok(["delete", "--force", "first"]);
+        runtime.ok(["run", "--detach", "--bundle", bundle.arg(), "first"]);
+    }
+    runtime.ok(["delete", "--force", "other"]);
+    runtime.ok(["delete", "--force", "first"]);
+    assert_eq!(snapshot(&runtime), before);
 }

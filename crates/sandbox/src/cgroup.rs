@@ -109,34 +109,41 @@ impl HostCgroup {
     }
 }
 
-/// Makes the cgroup `path` (`linux.cgroupsPath`) where it is missing. `made` is told of every directory before it is made.
+/// Makes the cgroup `path` (`linux.cgroupsPath`) of a container where it is missing. `made` is told of every directory before it is made, and of
+/// the cgroup itself also where it is there: as with runc, it goes with the container. The machine of an earlier one of that name may be in it still.
 ///
 /// # Errors
 /// [`Error::State`] for a path that is none; [`Error::Io`].
 pub(crate) fn make(path: &Path, made: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
     let relative = relative_path(path)?;
     let table = read(Path::new(MOUNT_TABLE))?;
-    hierarchies(&table)
-        .iter()
-        .try_for_each(|hierarchy| HostCgroup::make_one(&hierarchy.at.join(&relative), made).map(drop))
+    hierarchies(&table).iter().try_for_each(|hierarchy| {
+        let dir = hierarchy.at.join(&relative);
+        if dir.exists() { made(&dir) } else { HostCgroup::make_one(&dir, made).map(drop) }
+    })
 }
 
-/// How long processes that were killed may take to leave a cgroup: until their parent has reaped them.
-const LEAVE_DEADLINE: Duration = Duration::from_secs(2);
+/// How long processes that were killed may take to leave a cgroup on a machine with much to do: until their parent has reaped them.
+const LEAVE_DEADLINE: Duration = Duration::from_secs(10);
 /// How often that is looked at; there is nothing to wait for in cgroup v1.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Removes cgroups of a sandbox. One that something else is in stays.
+/// Removes cgroups of a sandbox, innermost first. One that something else is in stays.
 pub(crate) fn remove(made: &[PathBuf]) {
     let end = Instant::now() + LEAVE_DEADLINE;
     for dir in made {
         while let Err(error) = fs::remove_dir(dir) {
-            if error.kind() != io::ErrorKind::ResourceBusy || Instant::now() > end {
+            if error.kind() != io::ErrorKind::ResourceBusy || has_cgroups(dir) || Instant::now() > end {
                 break;
             }
             std::thread::sleep(PAUSE);
         }
     }
+}
+
+/// Whether others have made cgroups in one. They will not go soon.
+fn has_cgroups(dir: &Path) -> bool {
+    fs::read_dir(dir).is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(|entry| entry.path().is_dir())))
 }
 
 /// A new cpuset of v1 has neither CPUs nor memory nodes, and refuses processes until it has.

@@ -304,9 +304,20 @@ impl Host {
             if left.is_empty() {
                 return;
             }
-            assert!(Instant::now() < end, "left behind: {left:#?}");
+            if Instant::now() >= end {
+                let told = left.iter().filter_map(|trace| self.told_by(trace)).collect::<String>();
+                panic!("left behind: {left:#?}{told}");
+            }
             thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    /// What a file that is left says of why it is.
+    fn told_by(&self, trace: &str) -> Option<String> {
+        let path =
+            trace.strip_prefix("file ").filter(|path| path.ends_with("/state.json") || path.ends_with(".log"))?;
+        let text = fs::read_to_string(self.seen(&format!("/{path}"))).ok()?;
+        Some(format!("\n{path}: {text}"))
     }
 
     /// The cgroups that carry the machine's name, parents first.

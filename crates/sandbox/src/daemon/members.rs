@@ -41,6 +41,7 @@ pub(super) async fn enter(
             journal,
             recorder: host.recorder.clone(),
             cgroup: host.cgroup.clone(),
+            leaving: host.leaving.clone(),
             resumed: tokio::sync::Notify::new(),
         }),
         listener,
@@ -86,6 +87,8 @@ pub(super) async fn delete(host: &Host, force: bool) -> Result<Reply> {
     if !force {
         follow_stand_in(host).await;
     }
+    let leaving = host.leaving.clone();
+    let _leaving = leaving.lock().await;
     let status = host.journal.status();
     if !force && status != Status::Stopped {
         return Err(invalid(format!("cannot delete container {} that is not stopped: {status}", host.container())));

@@ -171,7 +171,8 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
     journal.update(|state| state.status = if start { Status::Running } else { Status::Created })?;
     sandbox.save_timeline()?;
     let cgroup = Rc::new(RefCell::new(host_cgroup));
-    Ok((Rc::new(Host { sandbox, journal, recorder, cgroup, resumed: tokio::sync::Notify::new() }), listener, guest_pid))
+    let host = Host { sandbox, journal, recorder, cgroup, leaving: Rc::default(), resumed: tokio::sync::Notify::new() };
+    Ok((Rc::new(host), listener, guest_pid))
 }
 
 /// A container and its stdio, as they came.

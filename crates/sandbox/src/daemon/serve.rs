@@ -5,7 +5,7 @@ use std::{cell::RefCell, rc::Rc, time::Duration};
 use agent_api::{FaultKind, frame};
 use tokio::{
     net::{UnixListener, UnixStream},
-    sync::{Notify, mpsc},
+    sync::{Mutex, Notify, mpsc},
 };
 
 use super::{events, hung_up, members};
@@ -29,6 +29,8 @@ pub(super) struct Host {
     pub(super) recorder: Rc<Recorder>,
     /// The host's cgroup that the daemon is in.
     pub(super) cgroup: Rc<RefCell<Option<HostCgroup>>>,
+    /// Held by whoever deletes: which container is the last one is known when those before it are gone.
+    pub(super) leaving: Rc<Mutex<()>>,
     /// Told that the container was resumed.
     pub(super) resumed: Notify,
 }
