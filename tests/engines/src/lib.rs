@@ -22,7 +22,7 @@ pub mod names;
 pub mod outcome;
 pub mod podman;
 pub mod proto;
-
+pub mod registry;
 pub mod stream;
 pub mod terminal;
 mod wait;

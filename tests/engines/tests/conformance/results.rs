@@ -36,7 +36,8 @@ pub fn parse(output: &str) -> Outcomes {
 #[derive(Debug, Clone)]
 pub struct Entry {
     suite: String,
-    file: String,
+    /// One, or several that nothing is run of.
+    files: Vec<String>,
     case: String,
     /// Whether it is not even run.
     pub untried: bool,
@@ -63,8 +64,9 @@ impl LeftOut {
                 );
             };
             assert!(["not-run", "fails"].contains(&how) && !reason.is_empty(), "{}: {line:?}", path.display());
-            let [suite, file, case, reason] = [suite, file, case, reason].map(Into::into);
-            Entry { suite, file, case, untried: how == "not-run", reason }
+            let files: Vec<String> = file.split(' ').map(Into::into).collect();
+            let [suite, case, reason] = [suite, case, reason].map(Into::into);
+            Entry { suite, files, case, untried: how == "not-run", reason }
         };
         Self(lines.map(entry).collect())
     }
@@ -72,16 +74,24 @@ impl LeftOut {
     /// The entry of a case.
     pub fn find(&self, suite: &str, file: &str, case: &str) -> Option<&Entry> {
         let named = |entry: &&Entry| entry.case == case || entry.case == "*";
-        self.0.iter().filter(|entry| entry.suite == suite && entry.file == file).find(named)
+        self.0.iter().filter(|entry| entry.suite == suite && entry.files.iter().any(|of| of == file)).find(named)
+    }
+
+    /// Why nothing of a file is run.
+    pub fn whole_file(&self, suite: &str, file: &str) -> Option<&Entry> {
+        self.find(suite, file, "*").filter(|entry| entry.untried)
     }
 
     /// What is listed but was not there.
     pub fn stale(&self, suite: &str, rows: &[Row]) -> Vec<String> {
-        let there = |entry: &&Entry| {
-            rows.iter().any(|row| row.file == entry.file && (row.case == entry.case || entry.case == "*"))
-        };
-        let of_suite = self.0.iter().filter(|entry| entry.suite == suite);
-        of_suite.filter(|entry| !there(entry)).map(|entry| format!("{} | {}", entry.file, entry.case)).collect()
+        let there =
+            |file: &str, case: &str| rows.iter().any(|row| row.file == file && (row.case == case || case == "*"));
+        let all = self
+            .0
+            .iter()
+            .filter(|entry| entry.suite == suite)
+            .flat_map(|entry| entry.files.iter().map(move |file| (file, &entry.case)));
+        all.filter(|(file, case)| !there(file, case)).map(|(file, case)| format!("{file} | {case}")).collect()
     }
 }
 
