@@ -24,7 +24,7 @@ work=$output.new
 known=("runc: runc 1.1.5" "crun: crun 1.8.1" "podman: libpod 4.3.1")
 tools=(bats busybox-static crun gawk jq libjq1 libonig5 libsigsegv2 libmpfr6 libyajl2 runc)
 # What Podman's suite calls besides.
-tools+=(liblua5.3-0 libpcap0.8 libwrap0 ncat skopeo socat)
+tools+=(buildah liblua5.3-0 libpcap0.8 libwrap0 ncat skopeo socat)
 recvtty=(golang-go golang-github-containerd-console-dev golang-github-cyphar-filepath-securejoin-dev golang-github-sirupsen-logrus-dev
     golang-github-urfave-cli-dev golang-golang-x-sys-dev)
 recipe="4 $suite ${known[*]} ${tools[*]}"

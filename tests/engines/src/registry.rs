@@ -15,6 +15,9 @@ pub type Layer = tar::Builder<Vec<u8>>;
 
 /// Serves the images of a directory. Every tag ends in a point and a word: the end of a name is to busybox the kind of a file.
 pub fn serve(host: &Host, root: &Path, ends: &[&str]) {
+    // Podman asks whether it is one first.
+    fs::create_dir_all(root.join("v2")).unwrap();
+    fs::write(root.join("v2/index.html"), "{}").unwrap();
     let kind = "application/vnd.docker.distribution.manifest.v2+json";
     let types: String = ends.iter().map(|end| format!(".{end}:{kind}\n")).collect();
     let configuration = host.directory().join("registry.conf");

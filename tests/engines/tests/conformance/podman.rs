@@ -96,12 +96,17 @@ fn layer() -> Vec<u8> {
     registry::busybox(&mut layer, &["bin", "usr/bin"], &[]);
     registry::link(&mut layer, "bin/busybox-extras", "/bin/busybox");
     registry::link(&mut layer, "usr/sbin/httpd", "/bin/busybox");
-    for (name, text) in [("passwd", USERS), ("group", GROUPS), ("os-release", RELEASE), ("alpine-release", "3.16.0\n")]
-    {
+    for (name, text) in [
+        ("passwd", USERS),
+        ("group", GROUPS),
+        ("os-release", RELEASE),
+        ("alpine-release", "3.16.0\n"),
+        ("services", "http 80/tcp\n"),
+    ] {
         registry::file(&mut layer, &format!("etc/{name}"), text.as_bytes(), 0o644);
     }
     registry::link(&mut layer, "etc/mtab", "/proc/mounts");
-    registry::file(&mut layer, "usr/bin/printenv", PRINTENV.as_bytes(), 0o755);
+    registry::file(&mut layer, "bin/printenv", PRINTENV.as_bytes(), 0o755);
     registry::file(&mut layer, "home/podman/pause", PAUSE.as_bytes(), 0o755);
     // A case asks for its time.
     let mut header = registry::header(tar::EntryType::Regular, TAG.len() as u64 + 1, 0o644, 0);

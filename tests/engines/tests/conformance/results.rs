@@ -19,8 +19,9 @@ pub fn parse(output: &str) -> Outcomes {
         if number.parse::<u32>().is_err() {
             continue;
         }
-        let (name, directive) = name.rsplit_once(" #").unwrap_or((name, ""));
-        let skipped = directive.trim_start().to_ascii_lowercase().starts_with("skip");
+        let lower = name.to_ascii_lowercase();
+        let directive = [" # skip", " #skip"].iter().filter_map(|word| lower.find(word)).min();
+        let (name, skipped) = (&name[..directive.unwrap_or(name.len())], directive.is_some());
         let outcome = match (well, skipped) {
             (true, true) => Outcome::Skipped,
             (true, false) => Outcome::Passed,
@@ -97,7 +98,7 @@ impl LeftOut {
 
 #[test]
 fn reports_are_read() {
-    let output = "1..4\nok 1 runc -h\nnot ok 2 runc run [a # b]\n# (in test file x)\nok 3 x # skip test requires criu\nok 1 - mount-ro\n\
+    let output = "1..4\nok 1 runc -h\nnot ok 2 runc run [a # b]\n# (in test file x)\nok 3 x # skip test requires criu, see #1\nok 1 - mount-ro\n\
         ok 1 - userns #SKIP\nok then\n";
     let expected = [
         ("runc -h", Outcome::Passed),
