@@ -5,7 +5,7 @@
 //! takes for the container's what is not.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 

@@ -131,7 +131,7 @@ fn run(suite: &Suite) {
 /// Runs cases of a file on a machine of their own.
 fn execute(suite: &Suite, handler: Handler, file: &str, cases: &[String]) -> Outcomes {
     if let Some(text) = kept(suite, handler, file) {
-        return results::parse(&text);
+        return named(results::parse(&text), cases);
     }
     let tools = directory();
     let paths = [tools.join("bin"), tools.join("tools/usr/bin")];
@@ -169,7 +169,7 @@ fn execute(suite: &Suite, handler: Handler, file: &str, cases: &[String]) -> Out
     }
     let text = String::from_utf8_lossy(&fs::read(&log).unwrap()).replace('\r', "");
     keep(suite, handler, file, &text);
-    let mut outcomes = results::parse(&text);
+    let mut outcomes = named(results::parse(&text), cases);
     for case in cases {
         outcomes.entry(case.clone()).or_insert(Outcome::Unfinished);
     }
@@ -177,6 +177,16 @@ fn execute(suite: &Suite, handler: Handler, file: &str, cases: &[String]) -> Out
     let _ = child.kill();
     let _ = child.wait();
     outcomes
+}
+
+/// The outcomes under the names that the files have for the cases.
+fn named(mut reported: Outcomes, cases: &[String]) -> Outcomes {
+    for case in cases {
+        if let Some(outcome) = reported.remove(&Suite::reported(case)) {
+            reported.insert(case.clone(), outcome);
+        }
+    }
+    reported
 }
 
 /// The output of an earlier run, if `KATA_CONFORMANCE_FROM` names where it was kept.

@@ -32,7 +32,7 @@ const OTHER: &str = "00000004.test";
 /// The variables of the suite.
 pub fn environment(runtime: &Path) -> String {
     format!(
-        "export PODMAN='podman --runtime={}' PODMAN_TIMEOUT=60 PODMAN_TEST_IMAGE_TAG={TAG} PODMAN_NONLOCAL_IMAGE_TAG={OTHER}",
+        "export PODMAN='podman --runtime={}' PODMAN_TIMEOUT=120 PODMAN_TEST_IMAGE_TAG={TAG} PODMAN_NONLOCAL_IMAGE_TAG={OTHER}",
         runtime.display()
     )
 }
