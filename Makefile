@@ -48,7 +48,7 @@ docker: ## drive Docker 20.10, 26 and 28 by the runtime's path and by the shim, 
 	@scripts/stage.sh
 	@KATA_ENGINES_VERSIONS=all cargo test -p engines --test suite docker:: -- --test-threads 2
 
-conformance: ## run the suites of runc and crun through the built product and through theirs; takes about an hour where the processor is emulated
+conformance: ## run the suites of runc, crun and Podman through the built product and through theirs; takes hours where the processor is emulated
 	@scripts/setup.sh test
 	@scripts/stage.sh
 	@scripts/conformance.sh

@@ -3,11 +3,11 @@
 # own, after fetching them into CACHE/conformance/SUITE. What the suites use besides (bats, jq, gawk, the runtimes, Go to compile a helper) is
 # unpacked beside them, not installed. apt checks every file against the archive's signed lists. Images the suites would download are made
 # here. Fetching is quick when nothing is missing; can be interrupted and repeated.
-# Usage: conformance.sh [build | run [SUITE [FILTER]]]: both unless named. SUITE is runc or crun; FILTER is a part of a file's name.
+# Usage: conformance.sh [build | run [SUITE [FILTER]]]: both unless named. SUITE is runc, crun or podman; FILTER is a part of a file's name.
 . "$(dirname "$0")/lib.sh"
 
 action=${1:-}
-[[ $action =~ ^(|build|run)$ && ${2:-} =~ ^(|runc|crun)$ ]] || fail "usage: conformance.sh [build | run [runc|crun [FILTER]]]"
+[[ $action =~ ^(|build|run)$ && ${2:-} =~ ^(|runc|crun|podman)$ ]] || fail "usage: conformance.sh [build | run [runc|crun|podman [FILTER]]]"
 run() {
     [ "$action" != build ] || exit 0
     [ "$(id -u)" = 0 ] || fail "the suites need root; run this as root"
@@ -23,9 +23,11 @@ work=$output.new
 # name: source package, the version that the list of what is left out was made for.
 known=("runc: runc 1.1.5" "crun: crun 1.8.1" "podman: libpod 4.3.1")
 tools=(bats busybox-static crun gawk jq libjq1 libonig5 libsigsegv2 libmpfr6 libyajl2 runc)
+# What Podman's suite calls besides.
+tools+=(buildah liblua5.3-0 libpcap0.8 libwrap0 ncat skopeo socat)
 recvtty=(golang-go golang-github-containerd-console-dev golang-github-cyphar-filepath-securejoin-dev golang-github-sirupsen-logrus-dev
     golang-github-urfave-cli-dev golang-golang-x-sys-dev)
-recipe="3 $suite ${known[*]} ${tools[*]}"
+recipe="4 $suite ${known[*]} ${tools[*]}"
 
 [ "$(cat "$output/.recipe" 2>/dev/null)" != "$recipe" ] || run
 own_apt conformance "$(debian_architecture "$(uname -m)")" "$suite"
@@ -48,6 +50,7 @@ cd "$work/debs"
 quietly "${own_apt[@]}" download "${tools[@]}"
 unpack "$work/debs" "$work/output/tools"
 rm -rf "$work/output/tools/usr/share/"{doc,man,locale}
+ln -s ncat "$work/output/tools/usr/bin/nc"
 # Programs whose libraries are beside them find them there, and only they.
 libraries=$output/tools/usr/lib/$(uname -m)-linux-gnu
 mkdir "$work/output/bin"

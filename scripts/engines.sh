@@ -14,7 +14,7 @@ known=(
     "docker-20: bookworm 20.10. docker.io containerd runc tini"
     "docker-26: trixie 26. docker.io docker-cli containerd tini"
     "docker-28: sid 28. docker.io docker-cli containerd tini"
-    "podman-4: bookworm 4.3. podman conmon netavark aardvark-dns catatonit golang-github-containers-common golang-github-containers-image libgpgme11 libassuan0 libdevmapper1.02.1 libsubid4"
+    "podman-4: bookworm 4.3. podman conmon netavark aardvark-dns catatonit golang-github-containers-common golang-github-containers-image libgpgme11 libassuan0 libdevmapper1.02.1 libsubid4 slirp4netns libslirp0 uidmap"
     "cni: trixie 1. containernetworking-plugins"
     "busybox: trixie 1:1. busybox-static"
 )

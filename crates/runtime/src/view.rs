@@ -5,12 +5,12 @@
 //! takes for the container's what is not.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
+    fs::{CWD, Mode, OFlags, ResolveFlags, StatVfsMountFlags, fstatvfs, openat2},
     io::Errno,
     mount::{
         MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change,
@@ -75,23 +75,39 @@ fn show(root: &OwnedFd, visible: &Visible) -> std::result::Result<(), Errno> {
     };
     let at = format!("/proc/thread-self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&place));
     match &visible.source {
-        Some(source) => {
-            let tree = tree(source)?;
-            let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-            move_mount(&tree, "", place.as_fd(), "", flags)?;
-            if visible.read_only {
-                let at = format!("/proc/thread-self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&tree));
-                mount_remount(at.as_str(), MountFlags::BIND | MountFlags::RDONLY, "")?;
-            }
-            Ok(())
-        }
+        Some(source) => attach(source, &place, visible.read_only),
         None if visible.destination == Path::new("/proc") => {
             // Programs that look at themselves do so there.
-            mount("proc", at.as_str(), "proc", MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV, None)
+            let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+            match mount("proc", at.as_str(), "proc", flags, None) {
+                // A user's namespace has no processes of its own, and so no such file system.
+                Err(Errno::PERM) => attach(Path::new("/proc"), &place, true),
+                result => result,
+            }
         }
         None => {
             let quiet = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
             mount("none", at.as_str(), "tmpfs", quiet | MountFlags::RDONLY, Some(c"size=4k,nr_inodes=2,mode=755"))
         }
     }
+}
+
+fn attach(source: &Path, place: &OwnedFd, read_only: bool) -> std::result::Result<(), Errno> {
+    let tree = tree(source)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(&tree, "", place, "", flags)?;
+    if read_only { make_read_only(&tree) } else { Ok(()) }
+}
+
+/// What the mount was given otherwise stays: in a user namespace it must.
+fn make_read_only(tree: &OwnedFd) -> std::result::Result<(), Errno> {
+    let given = fstatvfs(tree)?.f_flag;
+    let kept = [
+        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+    ];
+    let kept = kept.into_iter().filter(|(flag, _)| given.contains(*flag)).map(|(_, flag)| flag);
+    let at = format!("/proc/thread-self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(tree));
+    mount_remount(at.as_str(), kept.fold(MountFlags::BIND | MountFlags::RDONLY, |all, flag| all | flag), "")
 }

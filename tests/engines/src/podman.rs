@@ -43,6 +43,34 @@ impl Client for Podman {
     }
 }
 
+/// Puts Podman and what is below `more` where they would be if they were installed on a machine.
+pub fn install(host: &Host, more: &[PathBuf]) {
+    let installed = images::unpacked("podman-4");
+    let below: String = more.iter().map(|path| format!(":{}", path.display())).collect();
+    host.sh(&format!(
+        "mount -t overlay -o lowerdir={installed}/usr:/usr{below} overlay /usr
+        mkdir -p /etc/containers; cp -r {installed}/etc/containers/. /etc/containers/",
+        installed = installed.display()
+    ));
+}
+
+/// What Podman is told of a machine that has no systemd and whose hard limits cannot be raised, and more for some tables.
+pub fn configuration(containers: &str, network: &str, engine: &str) -> String {
+    format!(
+        r#"[containers]
+default_ulimits = ["nofile=20000:20000", "nproc=20000:20000"]
+{containers}
+[network]
+network_backend = "netavark"
+{network}
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+{engine}
+"#
+    )
+}
+
 impl Podman {
     /// Makes one that has the images of the tests and uses a runtime.
     pub fn start(handler: Handler) -> Self {
@@ -51,27 +79,22 @@ impl Podman {
         let host = Host::start(&programs.into_iter().flatten().collect::<Vec<_>>());
         let podman = Self { host, runtime: Self::runtime_of(handler) };
         let (directory, files) = (podman.host.directory().display().to_string(), unpacked.display().to_string());
-        let configuration = format!(
-            r#"[containers]
-default_ulimits = ["nofile=20000:20000", "nproc=20000:20000"]
-seccomp_profile = "{files}/usr/share/containers/seccomp.json"
-init_path = "{files}/usr/bin/catatonit"
-[engine]
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-conmon_path = ["{files}/usr/bin/conmon"]
+        let containers = format!(
+            r#"seccomp_profile = "{files}/usr/share/containers/seccomp.json"
+init_path = "{files}/usr/bin/catatonit""#
+        );
+        let engine = format!(
+            r#"conmon_path = ["{files}/usr/bin/conmon"]
 helper_binaries_dir = ["{files}/usr/lib/podman", "{files}/usr/bin"]
 static_dir = "{directory}/libpod"
 volume_path = "{directory}/volumes"
 tmp_dir = "/run/libpod"
 [engine.runtimes]
-"{runtime}" = ["{runtime}"]
-[network]
-network_backend = "netavark"
-network_config_dir = "{directory}/networks"
-"#,
+"{runtime}" = ["{runtime}"]"#,
             runtime = podman.runtime
         );
+        let network = format!("network_config_dir = \"{directory}/networks\"");
+        let configuration = configuration(&containers, &network, &engine);
         fs::write(podman.file("containers.conf"), configuration).unwrap();
         podman.host.sh(&format!("mkdir -p /etc/containers; cp -r {files}/etc/containers/. /etc/containers/"));
         // Many at once may take long to boot on a small machine.

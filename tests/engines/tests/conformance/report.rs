@@ -7,7 +7,14 @@ use crate::{
     suites::{Suite, directory},
 };
 
-/// A case.
+/// What all cases of a file are called together, before their number.
+const ALL: &str = "all ";
+
+fn cases(name: &str) -> usize {
+    name.strip_prefix(ALL).and_then(|number| number.parse().ok()).unwrap_or(1)
+}
+
+/// A case, or all those of a file.
 pub struct Row {
     pub file: String,
     pub case: String,
@@ -17,6 +24,17 @@ pub struct Row {
 }
 
 impl Row {
+    /// A file of which nothing is run.
+    pub fn whole_file(file: &str, cases: usize, entry: &Entry) -> Self {
+        let case = format!("{ALL}{cases}");
+        Self { file: file.into(), case, control: None, ours: None, left_out: Some(entry.clone()) }
+    }
+
+    /// How many cases it stands for.
+    fn cases(&self) -> usize {
+        cases(&self.case)
+    }
+
     /// How it is called in messages.
     pub fn name(&self) -> String {
         format!("{}: {}", self.file, self.case)
@@ -51,7 +69,7 @@ impl fmt::Display for Row {
 }
 
 fn count(rows: &[Row], what: impl Fn(&Row) -> bool) -> usize {
-    rows.iter().filter(|row| what(row)).count()
+    rows.iter().filter(|row| what(row)).map(Row::cases).sum()
 }
 
 /// One line for a suite.
@@ -60,7 +78,7 @@ pub fn summary(suite: &Suite, rows: &[Row]) -> String {
     format!(
         "{}: {} cases; {} pass with {}, {} with ours, {} with both; {} are left out",
         suite.name,
-        rows.len(),
+        count(rows, |_| true),
         count(rows, |row| passed(row.control)),
         suite.control,
         count(rows, |row| passed(row.ours)),
@@ -99,10 +117,12 @@ pub fn write(suite: &Suite, file: &str, rows: &[Row]) {
 
 fn totals(suite: &Suite, lines: &[String]) -> String {
     let outcome = |line: &str, from_end: usize| line.rsplit(" | ").nth(from_end).unwrap_or_default() == "pass";
-    let count = |what: &dyn Fn(&String) -> bool| lines.iter().filter(|line| what(line)).count();
+    let count = |what: &dyn Fn(&String) -> bool| -> usize {
+        lines.iter().filter(|line| what(line)).map(|line| cases(line.split(" | ").nth(1).unwrap_or_default())).sum()
+    };
     format!(
         "{} cases; {} pass with {}, {} with ours, {} with both; {} are left out",
-        lines.len(),
+        count(&|_| true),
         count(&|line| outcome(line, 2)),
         suite.control,
         count(&|line| outcome(line, 1)),

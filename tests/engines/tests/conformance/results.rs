@@ -19,8 +19,9 @@ pub fn parse(output: &str) -> Outcomes {
         if number.parse::<u32>().is_err() {
             continue;
         }
-        let (name, directive) = name.rsplit_once(" #").unwrap_or((name, ""));
-        let skipped = directive.trim_start().to_ascii_lowercase().starts_with("skip");
+        let lower = name.to_ascii_lowercase();
+        let directive = [" # skip", " #skip"].iter().filter_map(|word| lower.find(word)).min();
+        let (name, skipped) = (&name[..directive.unwrap_or(name.len())], directive.is_some());
         let outcome = match (well, skipped) {
             (true, true) => Outcome::Skipped,
             (true, false) => Outcome::Passed,
@@ -36,7 +37,8 @@ pub fn parse(output: &str) -> Outcomes {
 #[derive(Debug, Clone)]
 pub struct Entry {
     suite: String,
-    file: String,
+    /// One, or several that nothing is run of.
+    files: Vec<String>,
     case: String,
     /// Whether it is not even run.
     pub untried: bool,
@@ -63,8 +65,9 @@ impl LeftOut {
                 );
             };
             assert!(["not-run", "fails"].contains(&how) && !reason.is_empty(), "{}: {line:?}", path.display());
-            let [suite, file, case, reason] = [suite, file, case, reason].map(Into::into);
-            Entry { suite, file, case, untried: how == "not-run", reason }
+            let files: Vec<String> = file.split(' ').map(Into::into).collect();
+            let [suite, case, reason] = [suite, case, reason].map(Into::into);
+            Entry { suite, files, case, untried: how == "not-run", reason }
         };
         Self(lines.map(entry).collect())
     }
@@ -72,22 +75,30 @@ impl LeftOut {
     /// The entry of a case.
     pub fn find(&self, suite: &str, file: &str, case: &str) -> Option<&Entry> {
         let named = |entry: &&Entry| entry.case == case || entry.case == "*";
-        self.0.iter().filter(|entry| entry.suite == suite && entry.file == file).find(named)
+        self.0.iter().filter(|entry| entry.suite == suite && entry.files.iter().any(|of| of == file)).find(named)
+    }
+
+    /// Why nothing of a file is run.
+    pub fn whole_file(&self, suite: &str, file: &str) -> Option<&Entry> {
+        self.find(suite, file, "*").filter(|entry| entry.untried)
     }
 
     /// What is listed but was not there.
     pub fn stale(&self, suite: &str, rows: &[Row]) -> Vec<String> {
-        let there = |entry: &&Entry| {
-            rows.iter().any(|row| row.file == entry.file && (row.case == entry.case || entry.case == "*"))
-        };
-        let of_suite = self.0.iter().filter(|entry| entry.suite == suite);
-        of_suite.filter(|entry| !there(entry)).map(|entry| format!("{} | {}", entry.file, entry.case)).collect()
+        let there =
+            |file: &str, case: &str| rows.iter().any(|row| row.file == file && (row.case == case || case == "*"));
+        let all = self
+            .0
+            .iter()
+            .filter(|entry| entry.suite == suite)
+            .flat_map(|entry| entry.files.iter().map(move |file| (file, &entry.case)));
+        all.filter(|(file, case)| !there(file, case)).map(|(file, case)| format!("{file} | {case}")).collect()
     }
 }
 
 #[test]
 fn reports_are_read() {
-    let output = "1..4\nok 1 runc -h\nnot ok 2 runc run [a # b]\n# (in test file x)\nok 3 x # skip test requires criu\nok 1 - mount-ro\n\
+    let output = "1..4\nok 1 runc -h\nnot ok 2 runc run [a # b]\n# (in test file x)\nok 3 x # skip test requires criu, see #1\nok 1 - mount-ro\n\
         ok 1 - userns #SKIP\nok then\n";
     let expected = [
         ("runc -h", Outcome::Passed),

@@ -6,6 +6,10 @@ use std::{
     time::Duration,
 };
 
+use engines::host::Host;
+
+use crate::podman;
+
 /// Gives the shell command that runs a case: the file, the case. It begins in the suite's own directory and writes what the Test Anything
 /// Protocol says. Each is run by itself: the means of the suites to end one that hangs disturb others.
 type Command = fn(&str, &str) -> String;
@@ -23,6 +27,10 @@ pub struct Suite {
     command: Command,
     /// The variables that name the runtime, and what is built for the suite.
     environment: fn(&Path) -> String,
+    /// What its machine has besides.
+    pub prepare: fn(&Host),
+    /// How long a case may take.
+    pub limit: Duration,
 }
 
 /// What `scripts/conformance.sh` fetched.
@@ -40,6 +48,8 @@ pub const RUNC: Suite = Suite {
     case: bats_case,
     command: |file, case| format!("bats --formatter tap -f {} tests/integration/{file}.bats", quote(&pattern(case))),
     environment: |runtime| format!("export RUNC={}", runtime.display()),
+    prepare: |_| (),
+    limit: Duration::from_secs(150),
 };
 
 pub const CRUN: Suite = Suite {
@@ -56,18 +66,32 @@ pub const CRUN: Suite = Suite {
     },
     command: |file, case| format!("env RUN_TESTS={} python3 tests/test_{file}.py </dev/null", quote(case)),
     environment: |runtime| format!("export OCI_RUNTIME={} INIT=$PWD/tests/init", runtime.display()),
+    prepare: |_| (),
+    limit: Duration::from_secs(150),
+};
+
+pub const PODMAN: Suite = Suite {
+    name: "podman",
+    control: "runc",
+    place: "test/system",
+    frame: ("", ".bats"),
+    case: bats_case,
+    command: |file, case| format!("bats --formatter tap -f {} test/system/{file}.bats", quote(&pattern(case))),
+    environment: podman::environment,
+    prepare: podman::prepare,
+    limit: Duration::from_secs(400),
 };
 
 /// The case that a line of bats begins.
 fn bats_case(line: &str) -> Option<&str> {
-    line.strip_prefix("@test \"")?.trim_end().strip_suffix("\" {")
+    line.strip_prefix("@test \"")?.trim_end().strip_suffix("\" {").map(str::trim_end)
 }
 
 /// The regular expression for this name and no other.
 fn pattern(case: &str) -> String {
     let escaped: String =
         case.chars().flat_map(|c| if r".[]{}()*+?^$|\".contains(c) { vec!['\\', c] } else { vec![c] }).collect();
-    format!("^{escaped}$")
+    format!("^{escaped} *$")
 }
 
 fn quote(text: &str) -> String {
@@ -76,13 +100,20 @@ fn quote(text: &str) -> String {
 
 impl Suite {
     /// The shell script that runs cases of a file.
-    pub fn script(&self, runtime: &Path, file: &str, cases: &[String], limit: Duration) -> String {
+    pub fn script(&self, runtime: &Path, file: &str, cases: &[String]) -> String {
         let mut script = (self.environment)(runtime);
         for case in cases {
             // Not in a group of its own, which could not read from the terminal. What it leaves behind ends with the machine.
-            script += &format!("\ntimeout --foreground -k 5 {} {}", limit.as_secs(), (self.command)(file, case));
+            script += &format!("\ntimeout --foreground -k 5 {} {}", self.limit.as_secs(), (self.command)(file, case));
         }
         script
+    }
+
+    /// How a case is called in the report: a shell has read the name, and knows none of the variables in it.
+    pub fn reported(case: &str) -> String {
+        let mut parts = case.split('$');
+        let first = parts.next().unwrap_or_default().to_owned();
+        parts.fold(first, |all, part| all + part.trim_start_matches(|c: char| c.is_ascii_uppercase() || c == '_'))
     }
 
     /// Its files, without what all names begin and end with.
@@ -107,7 +138,9 @@ impl Suite {
 #[test]
 fn names_are_taken_literally() {
     assert_eq!(bats_case("@test \"runc run [ro tmpfs mount]\" {"), Some("runc run [ro tmpfs mount]"));
-    assert_eq!(pattern("a [b] ^c"), "^a \\[b\\] \\^c$");
+    assert_eq!(pattern("a [b] ^c"), "^a \\[b\\] \\^c *$");
+    assert_eq!(Suite::reported("pod new:$POD --x"), "pod new: --x");
+    assert_eq!(bats_case("@test \"no /etc/mtab \" {"), Some("no /etc/mtab"));
     assert_eq!((CRUN.case)("    \"mount-ro\" : test_mount_ro,"), Some("mount-ro"));
     assert_eq!((CRUN.case)("    \"type\" : \"mount\","), None);
 }

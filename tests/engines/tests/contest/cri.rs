@@ -2,9 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use engines::{host::Host, images};
-
-use crate::registry;
+use engines::{host::Host, images, registry};
 
 /// A bridge with addresses of both families; host-local remembers them where a test looks for them.
 const NETWORK: &str = r#"{

@@ -8,8 +8,8 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod cri;
+mod pulled;
 mod record;
-mod registry;
 mod results;
 mod session;
 

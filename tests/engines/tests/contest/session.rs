@@ -11,7 +11,7 @@ use std::{
 use engines::{Handler, host::Host, images};
 
 use crate::{
-    Suite, cri, programs, registry,
+    Suite, cri, programs, pulled,
     results::{self, Outcome, Outcomes},
 };
 
@@ -51,7 +51,7 @@ pub fn run(suite: &Suite, handler: Handler, pattern: &str, skip: &str, mut progr
         e2e::stage_directory().display()
     ));
     host.remove_cgroups(CGROUPS);
-    registry::serve(&host);
+    pulled::serve(&host);
     let mut command = vec![format!("TMPDIR={own}/tmp")];
     command.extend((suite.command)(&host, handler));
     command.extend(["-test.v=test2json".into(), "-test.timeout=0".into(), format!("-test.run={pattern}")]);

@@ -65,7 +65,9 @@ fn ten_at_once(podman: &Podman, _: Handler) -> Value {
     let all: Vec<e2e::Output> = thread::scope(|scope| {
         let run = |number: usize| {
             let number = number.to_string();
-            podman.run(&["--rm"], &["sh", "-c", &format!("echo {number}; exit {number}")])
+            let mut command = podman.run_command(&["--rm"], &["sh", "-c", &format!("echo {number}; exit {number}")]);
+            // Ten emulated guests share the machine's processors, and a guest is waited for that long.
+            e2e::Background::start(&mut command).finish_within(Duration::from_secs(300))
         };
         let running: Vec<_> = (0..10).map(|number| scope.spawn(move || run(number))).collect();
         running.into_iter().map(|one| one.join().unwrap()).collect()

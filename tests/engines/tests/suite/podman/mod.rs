@@ -3,6 +3,7 @@
 mod deaths;
 mod life;
 mod pods;
+mod rootless;
 mod run;
 
 use engines::{seen, wait_until};
