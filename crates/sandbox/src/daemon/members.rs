@@ -42,6 +42,7 @@ pub(super) async fn enter(
             recorder: host.recorder.clone(),
             cgroup: host.cgroup.clone(),
             resumed: tokio::sync::Notify::new(),
+            console_only: false,
         }),
         listener,
         guest_pid,
