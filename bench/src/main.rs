@@ -9,7 +9,6 @@ mod memory;
 mod overview;
 mod qemu;
 mod report;
-mod svg;
 
 use clap::{Parser, Subcommand};
 

@@ -15,7 +15,6 @@ use sandbox::timeline::Timeline;
 use crate::{
     baseline, memory, progress,
     report::{Report, median},
-    svg,
 };
 
 /// Measures it all and prints it.
@@ -118,7 +117,7 @@ fn phases(kata: &Runtime, report: &mut Report) {
     let timeline = Timeline::load(&kata.root().join("idle")).expect("a sandbox has a timeline");
     report.phases("one start", &timeline);
     let picture = PathBuf::from("target/timeline.svg");
-    fs::write(&picture, svg::draw(&timeline.steps)).expect("target/ can be written to");
+    fs::write(&picture, timeline.svg()).expect("target/ can be written to");
     report.line(format!("  drawn in {}", picture.display()));
 }
 

@@ -32,13 +32,8 @@ impl Report {
     /// Adds where the time of a start goes.
     pub fn phases(&mut self, of: &str, timeline: &Timeline) {
         self.line("");
-        self.line(format!("phases of {of}, milliseconds: when finished, how long"));
-        let mut before = 0;
-        for step in &timeline.steps {
-            let (at, took) = (step.at_ns as f64 / 1e6, (step.at_ns - before) as f64 / 1e6);
-            self.line(format!("  {:<8} {:<24} {at:>9.1} {took:>9.1}", step.actor, step.name));
-            before = step.at_ns;
-        }
+        self.line(format!("phases of {of}"));
+        timeline.table().into_iter().for_each(|line| self.line(format!("  {line}")));
     }
 
     /// Prints what there is.

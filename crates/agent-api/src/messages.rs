@@ -183,6 +183,10 @@ pub struct Pod {
     pub shm_size: u64,
 }
 
+/// In place of a container's name, in [`RequestOf::Exec`], [`RequestOf::Signal`] and [`RequestOf::ResizeTty`]: outside of containers, which the agent
+/// allows only if it was started so. A process without arguments is a shell there.
+pub const GUEST: &str = "";
+
 /// In place of a path in `linux.namespaces`: the namespace is the pod's.
 pub const POD_NAMESPACE: &str = "pod";
 

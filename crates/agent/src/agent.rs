@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use crate::boot::{CrashPoint, Options, SharedFs, Stages};
-use crate::container::{Containers, OwnNamespaces};
+use crate::container::{Consoles, Containers, OwnNamespaces};
 use crate::events::Events;
 use crate::log::Log;
 use crate::metrics::Metrics;
@@ -30,6 +30,8 @@ pub struct Agent {
     pub reaper: Reaper,
     /// The containers.
     pub containers: Containers,
+    /// Programs that run outside of them.
+    pub consoles: Consoles,
     /// The network.
     pub network: GuestNetwork,
     /// What they share.

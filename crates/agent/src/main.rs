@@ -128,6 +128,7 @@ async fn serve(
         tokens: tokens::Tokens::default(),
         reaper: Reaper::new().step("watching", "child processes")?,
         containers: container::Containers::default(),
+        consoles: container::Consoles::default(),
         network: network::GuestNetwork::default(),
         pod: pod::Pod::default(),
         storages: storage::Storages::default(),

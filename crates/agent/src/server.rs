@@ -108,9 +108,22 @@ async fn reply_to(agent: &Rc<Agent>, request: Request, stream: &mut BoxStream) -
             Ok(Reply::Done)
         }
         Request::Exec(request) => {
-            let process = container::exec(agent, *request).await?;
+            let outside = request.container == agent_api::GUEST;
+            let process = if outside {
+                container::run_outside(agent, *request).await?
+            } else {
+                container::exec(agent, *request).await?
+            };
             reply(agent, stream, &Reply::Created { pid: process.pid }).await;
             Ok(Reply::Exited(process.exit.clone().ended().await))
+        }
+        Request::Signal { container, exec, signal, .. } if container == agent_api::GUEST => {
+            agent.consoles.signal(exec.as_deref(), signal)?;
+            Ok(Reply::Done)
+        }
+        Request::ResizeTty { container, exec, size } if container == agent_api::GUEST => {
+            agent.consoles.resize(exec.as_deref(), size)?;
+            Ok(Reply::Done)
         }
         Request::Signal { container, exec, signal, all } => {
             agent.containers.get(&container)?.signal(exec.as_deref(), signal, all)?;

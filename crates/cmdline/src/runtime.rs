@@ -36,6 +36,9 @@ pub struct Cli {
     /// Accepted for callers that pass it: true, false or auto; no cgroup of the host is touched
     #[arg(long, value_name = "VALUE", default_value = "auto")]
     pub rootless: String,
+    /// Print where the configuration is looked for
+    #[arg(long)]
+    pub show_default_config_paths: bool,
     /// Print the version
     #[arg(long, short)]
     pub version: bool,
@@ -121,6 +124,25 @@ pub enum Command {
     Spec(SpecArgs),
     /// Print what this runtime can do, as JSON
     Features(Nothing),
+    /// Try what this host can do, and name the remedy for what it cannot
+    #[command(visible_alias = "kata-check", override_usage = "kata-runtime check [OPTIONS] [all | list | NAME...]")]
+    Check(CheckArgs),
+    /// Print what is installed, and which values are in force
+    #[command(visible_alias = "kata-env")]
+    Env(EnvArgs),
+    /// Remove what is left over of sandboxes whose processes are gone
+    Gc(GcArgs),
+    /// Say what is the matter with this host: check, gc --dry-run and, if asked, the boot of a guest
+    Doctor(DoctorArgs),
+    /// Look into the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print where the time of a sandbox's start went
+    #[command(override_usage = "kata-runtime timeline [OPTIONS] SANDBOX-ID")]
+    Timeline(TimelineArgs),
+    /// Run a program in a guest, outside of its containers, if the configuration allows that
+    #[command(override_usage = "kata-runtime console [OPTIONS] SANDBOX-ID [COMMAND [ARGUMENT]...]")]
+    Console(ConsoleArgs),
     /// Print the version
     Version(Nothing),
 }
@@ -351,6 +373,105 @@ pub struct UpdateArgs {
     /// Which container.
     #[command(flatten)]
     pub ids: Ids,
+}
+
+/// Options of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Fail also for what makes containers slower, or poorer
+    #[arg(long, short)]
+    pub strict: bool,
+    /// Accepted for callers that pass it; the network is never asked
+    #[arg(long, short)]
+    pub no_network_checks: bool,
+    /// Accepted for callers that pass it; every check is printed in any case
+    #[arg(long, short)]
+    pub verbose: bool,
+    /// Nothing or all for every check, list for their names, or names
+    #[arg(value_name = "NAME", num_args = 0..)]
+    pub arguments: Vec<String>,
+}
+
+/// Options of `env`.
+#[derive(Debug, Args)]
+pub struct EnvArgs {
+    /// Print it as JSON instead of TOML
+    #[arg(long)]
+    pub json: bool,
+    /// Nothing else.
+    #[command(flatten)]
+    pub nothing: Nothing,
+}
+
+/// Options of `gc`.
+#[derive(Debug, Args)]
+pub struct GcArgs {
+    /// Only say what would be removed
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print it as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Nothing else.
+    #[command(flatten)]
+    pub nothing: Nothing,
+}
+
+/// Options of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Boot a guest, without a container, and end it
+    #[arg(long)]
+    pub boot: bool,
+    /// Nothing else.
+    #[command(flatten)]
+    pub nothing: Nothing,
+}
+
+/// What `config` can do.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print the value in force of each key, where it comes from, and what it means
+    Explain(ExplainArgs),
+}
+
+/// Options of `config explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// Print it as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Only this key, with or without its table
+    #[arg(value_name = "KEY")]
+    pub key: Option<String>,
+}
+
+/// Options of `timeline`.
+#[derive(Debug, Args)]
+pub struct TimelineArgs {
+    /// Print it as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Draw it into this file
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Which sandbox: of kata-runtime's, or of a shim's.
+    #[command(flatten)]
+    pub ids: Ids,
+}
+
+/// Options of `console`.
+#[derive(Debug, Args)]
+pub struct ConsoleArgs {
+    /// Give it a terminal
+    #[arg(long, short)]
+    pub tty: bool,
+    /// Name of the sandbox, and the command with its arguments [default: a shell]
+    #[arg(value_name = "ARGUMENT", num_args = 0.., trailing_var_arg = true, allow_hyphen_values = true)]
+    pub arguments: Vec<String>,
 }
 
 /// Options of `spec`.

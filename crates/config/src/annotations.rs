@@ -11,8 +11,20 @@ pub const PREFIX: &str = "io.katacontainers.config.";
 const TABLES: [(&str, &str); 3] =
     [("hypervisor", "[hypervisor.qemu]"), ("agent", "[agent.kata]"), ("runtime", "[runtime]")];
 
-/// Keys that name a file of the host, or decide who may name one. Whoever may write a pod may not choose what the host executes.
-const OF_THE_HOST: [&str; 5] = ["path", "kernel", "initrd", "image", "enable_annotations"];
+/// Keys that name a file of the host, decide who may name one, or say whom the host talks to. Whoever may write a pod may not choose what the host
+/// executes.
+const OF_THE_HOST: [&str; 7] =
+    ["path", "kernel", "initrd", "image", "enable_annotations", "enable_tracing", "otlp_endpoint"];
+
+/// Whether a key is never a pod's to set.
+pub(crate) fn is_of_the_host(key: &str) -> bool {
+    OF_THE_HOST.contains(&key)
+}
+
+/// Whether one of the names in `enable_annotations` means a key.
+pub(crate) fn is_named(allowed: &[String], key: &str) -> bool {
+    allowed.iter().any(|pattern| matches(pattern, key))
+}
 
 impl Config {
     /// Applies those annotations that the configuration allows. Gives a sentence for each that was ignored.
@@ -34,9 +46,9 @@ impl Config {
                 ignored.push(format!("annotation {name} is ignored: it names no table of the configuration"));
                 continue;
             };
-            if OF_THE_HOST.contains(&key) {
+            if is_of_the_host(key) {
                 ignored.push(format!("annotation {name} is ignored: {key:?} is the host's to choose"));
-            } else if !allowed.iter().any(|pattern| matches(pattern, key)) {
+            } else if !is_named(&allowed, key) {
                 ignored.push(format!(
                     "annotation {name} is ignored: enable_annotations of the configuration does not name {key:?}"
                 ));

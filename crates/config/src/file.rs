@@ -13,7 +13,7 @@ use toml::Spanned;
 
 use crate::{
     Accelerator, Agent, Config, Error, Internetworking, MAX_KERNEL_PARAMS, MAX_ROOT_PORTS, MAX_VCPUS, MIN_MEMORY_MIB,
-    Qemu, Runtime, VirtioFsCache, upstream,
+    OtlpEndpoint, Qemu, Runtime, VirtioFsCache, upstream,
 };
 
 /// One file, as written: every key may be absent. Values that are checked further keep their place in the file.
@@ -63,12 +63,15 @@ struct AgentTable {
 struct KataTable {
     dial_timeout: Option<Spanned<i64>>,
     enable_debug: Option<bool>,
+    debug_console_enabled: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RuntimeTable {
     enable_debug: Option<bool>,
+    enable_tracing: Option<bool>,
+    otlp_endpoint: Option<Spanned<String>>,
     internetworking_model: Option<Internetworking>,
     static_sandbox_resource_mgmt: Option<bool>,
 }
@@ -186,12 +189,16 @@ pub(crate) fn apply_text(config: &mut Config, path: &Path, text: &str) -> Result
     set(virtio_fs_cache, table.virtio_fs_cache);
     set(enable_debug, table.enable_debug);
     set_image(&mut config.qemu, image, &source)?;
-    let Agent { dial_timeout, enable_debug } = &mut config.agent;
+    let Agent { dial_timeout, enable_debug, debug_console_enabled } = &mut config.agent;
     let table = file.agent.kata;
     set(dial_timeout, source.number("dial_timeout", "seconds", table.dial_timeout, 1, 3600)?.map(seconds));
     set(enable_debug, table.enable_debug);
-    let Runtime { enable_debug, internetworking_model, static_sandbox_resource_mgmt } = &mut config.runtime;
+    set(debug_console_enabled, table.debug_console_enabled);
+    let Runtime { enable_debug, enable_tracing, otlp_endpoint, internetworking_model, static_sandbox_resource_mgmt } =
+        &mut config.runtime;
     set(enable_debug, file.runtime.enable_debug);
+    set(enable_tracing, file.runtime.enable_tracing);
+    set(otlp_endpoint, source.endpoint(file.runtime.otlp_endpoint)?);
     set(internetworking_model, file.runtime.internetworking_model);
     set(static_sandbox_resource_mgmt, file.runtime.static_sandbox_resource_mgmt);
     Ok(())
@@ -327,6 +334,12 @@ impl Source<'_> {
         let message =
             format!("`machine_type` must be the name of a QEMU machine without options, such as \"q35\", not {text:?}");
         Err(self.invalid(&value.span(), message))
+    }
+
+    fn endpoint(&self, value: Option<Spanned<String>>) -> Result<Option<OtlpEndpoint>, Error> {
+        let Some(value) = value else { return Ok(None) };
+        let parsed = value.get_ref().parse();
+        parsed.map(Some).map_err(|problem| self.invalid(&value.span(), format!("`otlp_endpoint` {problem}")))
     }
 
     fn vcpus(&self, value: Option<Spanned<i64>>) -> Result<Option<u32>, Error> {

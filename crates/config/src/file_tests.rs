@@ -58,8 +58,11 @@ enable_debug = true
 [agent.kata]
 dial_timeout = 7
 enable_debug = true
+debug_console_enabled = true
 [runtime]
 enable_debug = true
+enable_tracing = true
+otlp_endpoint = "http://collector"
 internetworking_model = "macvtap"
 static_sandbox_resource_mgmt = true
 "#,
@@ -84,11 +87,16 @@ static_sandbox_resource_mgmt = true
         enable_debug: true,
     };
     assert_eq!(config.qemu, qemu);
-    assert_eq!(config.agent, Agent { dial_timeout: Duration::from_secs(7), enable_debug: true });
+    assert_eq!(
+        config.agent,
+        Agent { dial_timeout: Duration::from_secs(7), enable_debug: true, debug_console_enabled: true }
+    );
     assert_eq!(
         config.runtime,
         Runtime {
             enable_debug: true,
+            enable_tracing: true,
+            otlp_endpoint: "http://collector:4318/v1/traces".parse().unwrap(),
             internetworking_model: Internetworking::Macvtap,
             static_sandbox_resource_mgmt: true,
         }

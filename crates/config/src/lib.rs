@@ -22,7 +22,10 @@
 //! where they are missing; [`Qemu::locate_guest`] and [`Qemu::locate_program`] do it, and their errors name every place.
 
 mod annotations;
+mod endpoint;
+mod explain;
 mod file;
+mod keys;
 mod locate;
 mod upstream;
 
@@ -35,7 +38,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 pub use annotations::PREFIX as ANNOTATION_PREFIX;
+pub use endpoint::OtlpEndpoint;
+pub use explain::{Annotation, Explained, Origin, chosen_by};
+pub use keys::{KEYS, Key, plain};
 pub use locate::{GuestFiles, GuestImage};
+pub use upstream::has as is_upstreams;
 
 /// Where the configuration is looked for, in this order.
 pub const SEARCHED: [&str; 3] = [
@@ -114,6 +121,8 @@ pub struct Agent {
     pub dial_timeout: Duration,
     /// `enable_debug`: let the agent log what it does to the guest's console. Default: false.
     pub enable_debug: bool,
+    /// `debug_console_enabled`: let the agent run programs outside of containers. Default: false.
+    pub debug_console_enabled: bool,
 }
 
 /// Table `[runtime]`: the host side.
@@ -121,6 +130,10 @@ pub struct Agent {
 pub struct Runtime {
     /// `enable_debug`: log what is done on the host. Default: false.
     pub enable_debug: bool,
+    /// `enable_tracing`: export the timeline of each start to [`Runtime::otlp_endpoint`]. Default: false.
+    pub enable_tracing: bool,
+    /// `otlp_endpoint`, a key of our own: where that is exported to. Default: `http://localhost:4318/v1/traces`.
+    pub otlp_endpoint: OtlpEndpoint,
     /// `internetworking_model`: how the interfaces of a network namespace reach the guest. Default: [`Internetworking::TcFilter`].
     pub internetworking_model: Internetworking,
     /// `static_sandbox_resource_mgmt`: the machine has the size that is known when it is started, and never another. Default: false.
@@ -250,7 +263,7 @@ impl Default for Qemu {
 
 impl Default for Agent {
     fn default() -> Self {
-        Agent { dial_timeout: Duration::from_secs(60), enable_debug: false }
+        Agent { dial_timeout: Duration::from_secs(60), enable_debug: false, debug_console_enabled: false }
     }
 }
 

@@ -154,7 +154,7 @@ const KEYS: &[&str] = &[
 ];
 
 /// Whether upstream Kata has a key or table of this name.
-pub(crate) fn has(name: &str) -> bool {
+pub fn has(name: &str) -> bool {
     KEYS.binary_search(&name).is_ok()
 }
 

@@ -78,9 +78,9 @@ fn foreign_warning(reason: &str) -> String {
     )
 }
 
-fn warning(reason: &str) -> String {
-    let opened = fs::OpenOptions::new().read(true).write(true).open(DEVICE);
-    let remedy = match opened {
+/// What an administrator can do where KVM does not work.
+pub fn kvm_remedy() -> &'static str {
+    match fs::OpenOptions::new().read(true).write(true).open(DEVICE) {
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             "Give this user the device (usermod --append --groups kvm USER, and log in anew)"
         }
@@ -88,7 +88,11 @@ fn warning(reason: &str) -> String {
             "On a machine of its own, enable virtualisation in the firmware and load kvm_intel or kvm_amd; in a virtual machine, nested \
              virtualisation must be enabled outside"
         }
-    };
+    }
+}
+
+fn warning(reason: &str) -> String {
+    let remedy = kvm_remedy();
     format!(
         "KVM cannot be used: {reason}. The guest's processor is emulated instead, which is many times slower. {remedy}. Set accelerator to \
          \"tcg\" to emulate without this warning"

@@ -70,7 +70,7 @@ use std::{
 
 use tokio::net::UnixStream;
 
-pub use accelerator::{Accelerator, Choice, choose_accelerator};
+pub use accelerator::{Accelerator, Choice, choose_accelerator, kvm_remedy};
 pub use arch::Arch;
 pub use devices::{Disk, Link, Nic};
 pub use error::Error;
@@ -184,7 +184,7 @@ pub struct Capabilities {
 /// One finished step of a machine's start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stage {
-    /// What was finished: `spawned`, `qmp-ready` or `running`.
+    /// What was finished: `spawned`, `qmp-ready`, `running`, or, by the guest, `channel-opened`.
     pub name: &'static str,
     /// The host's `CLOCK_MONOTONIC`, nanoseconds.
     pub at_ns: u64,

@@ -296,6 +296,129 @@ pub const RUNTIME: &[Extra] = &[
         ],
     },
     Extra { command: "features", sections: &[PLAIN_STATUS, examples(&[Code("kata-runtime features")])] },
+    Extra {
+        command: "check",
+        sections: &[
+            section(
+                "DESCRIPTION",
+                &[
+                    Text(
+                        "Tries what containers need of this host: a small guest on /dev/kvm, a tap with frames redirected to it, the file server in its jail; and looks for QEMU, the guest's kernel and image. A line for each says works, lacks (containers run, but slower or with less) or fails, and the next one what to do. Nothing is left behind.",
+                    ),
+                    Text(
+                        "The last two lines are Kata's own words: System is capable of running Kata Containers, System can currently create Kata Containers.",
+                    ),
+                ],
+            ),
+            section(
+                "EXIT STATUS",
+                &[Item("0", "Nothing fails; with --strict, nothing lacks either."), Item("1", "Something does.")],
+            ),
+            examples(&[Code(
+                "kata-runtime check\nkata-runtime check list\nkata-runtime check kvm qemu\nkata-runtime check --json --strict",
+            )]),
+        ],
+    },
+    Extra {
+        command: "env",
+        sections: &[
+            section(
+                "DESCRIPTION",
+                &[Text(
+                    "Prints which files are used, of what version they are, and which values are in force, as TOML or JSON under Kata's names. What is not there is empty, and a warning says why.",
+                )],
+            ),
+            PLAIN_STATUS,
+            examples(&[Code("kata-runtime env\nkata-runtime env --json")]),
+        ],
+    },
+    Extra {
+        command: "gc",
+        sections: &[
+            section(
+                "DESCRIPTION",
+                &[
+                    Text(
+                        "Lists and removes what is left over of sandboxes whose processes were killed, or of before the host was started anew: state directories and what they name (processes, cgroups, sockets), redirections in network namespaces where no sandbox lives, unfinished files. A sandbox that lives is never touched, and nothing that is not provably ours.",
+                    ),
+                    Text(
+                        "With --root, only what is below that directory. Without, also what dead shims of containerd have left. Hooks are not run; kata-runtime delete --force runs them.",
+                    ),
+                ],
+            ),
+            PLAIN_STATUS,
+            examples(&[Code("kata-runtime gc --dry-run\nkata-runtime gc")]),
+        ],
+    },
+    Extra {
+        command: "doctor",
+        sections: &[
+            section(
+                "DESCRIPTION",
+                &[Text(
+                    "Runs check and gc --dry-run. With --boot it also boots a guest without a container, asks its agent something, ends it, and prints where the time went. The end is a verdict in plain words.",
+                )],
+            ),
+            section(
+                "EXIT STATUS",
+                &[Item("0", "Healthy."), Item("1", "Not healthy, for the reasons that are listed.")],
+            ),
+            examples(&[Code("kata-runtime doctor\nkata-runtime doctor --boot")]),
+        ],
+    },
+    Extra {
+        command: "config",
+        sections: &[
+            section(
+                "DESCRIPTION",
+                &[Text(
+                    "config explain prints each key of the configuration as it is in force: its value, the file and line that it comes from or that it is the default, what it means, what it may be, and whether a pod's annotation may set it.",
+                )],
+            ),
+            PLAIN_STATUS,
+            examples(&[Code(
+                "kata-runtime config explain\nkata-runtime config explain default_memory\nkata-runtime --config my.toml config explain --json",
+            )]),
+        ],
+    },
+    Extra {
+        command: "timeline",
+        sections: &[
+            section(
+                "DESCRIPTION",
+                &[Text(
+                    "Prints the steps of a sandbox's start: the phase they belong to (caller, host, vmm, kernel, agent, container), who did them, when they were finished, and how long they took. The sandbox is one of kata-runtime's, or one of a shim's of containerd.",
+                )],
+            ),
+            PLAIN_STATUS,
+            examples(&[Code(
+                "kata-runtime timeline demo\nkata-runtime timeline --json demo\nkata-runtime timeline --svg start.svg demo",
+            )]),
+        ],
+    },
+    Extra {
+        command: "console",
+        sections: &[
+            section(
+                "DESCRIPTION",
+                &[
+                    Text(
+                        "Runs a program in the guest of a sandbox, outside of its containers, as root of the guest. It is refused unless the sandbox was started with debug_console_enabled = true in [agent.kata] of the configuration. Kata calls this exec, which is here, as in runc, the command that runs a process in a container.",
+                    ),
+                    Text(
+                        "Without a command it is the guest's shell. The guest image that comes along has none, and no other program than the agent; one with a Debian system is built by kata-osbuilder.",
+                    ),
+                ],
+            ),
+            section(
+                "EXIT STATUS",
+                &[Text(
+                    "The program's exit code, or 128 and the number of the signal that killed it. 1 if none was started.",
+                )],
+            ),
+            examples(&[Code("kata-runtime console --tty demo\nkata-runtime console demo cat /proc/meminfo")]),
+        ],
+    },
     Extra { command: "version", sections: &[PLAIN_STATUS, examples(&[Code("kata-runtime version")])] },
 ];
 

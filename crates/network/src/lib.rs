@@ -8,6 +8,7 @@
 //! * [`Namespace`] is a network namespace: opened, made, entered.
 //! * [`scan`] says what it shows, in the terms in which the guest is told.
 //! * [`mirror`] gives an interface's taps. Dropping the [`Mirror`] removes all of it again.
+//! * [`mirror_leftovers`] finds what mirrors of a killed process have left.
 //! * [`Watch`] says when to scan again.
 //! * [`Passt`] gives a guest the host's own network, of which it has no interface.
 //! * [`listen`] listens at an address, of one family and not the other.
@@ -30,7 +31,7 @@ mod watch;
 pub use error::Error;
 pub use forward::Forwarder;
 pub use listen::{is_without_ipv6, listen};
-pub use mirror::{Mirror, Model, mirror};
+pub use mirror::{Mirror, MirrorLeftover, Model, mirror, mirror_leftovers, try_mirror};
 pub use namespace::Namespace;
 pub use passt::Passt;
 pub use ports::{OWN_PORTS, own_ports};

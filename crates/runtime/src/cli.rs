@@ -3,10 +3,10 @@
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
-use cmdline::runtime::{Cli, Command};
+use cmdline::runtime::{Cli, Command, ConfigCommand};
 use sandbox::store::Store;
 
-use crate::{Error, Result, commands, log::Log, rootless};
+use crate::{Error, Result, admin, commands, log::Log, rootless};
 
 /// What every command is given.
 pub(crate) struct Context {
@@ -18,6 +18,8 @@ pub(crate) struct Context {
     pub config_file: Option<PathBuf>,
     /// Whether systemd shall account for containers.
     pub systemd: bool,
+    /// Whether the command line names the directory of the store.
+    pub one_root: bool,
     /// `CLOCK_MONOTONIC` when the command began, nanoseconds.
     pub begun_ns: u64,
 }
@@ -36,6 +38,9 @@ pub(crate) fn main(begun_ns: u64) -> ExitCode {
     if cli.version {
         return print(&commands::version::text(), &Log::plain());
     }
+    if cli.show_default_config_paths {
+        return print(&config::SEARCHED.map(|path| format!("{path}\n")).concat(), &Log::plain());
+    }
     let log = match cli.log_format.parse().and_then(|format| Log::open(cli.log.as_deref(), format, cli.debug)) {
         Ok(log) => log,
         Err(error) => {
@@ -50,9 +55,10 @@ pub(crate) fn main(begun_ns: u64) -> ExitCode {
         log.fatal(&format!("--rootless {}: true, false or auto is expected", cli.rootless));
         return ExitCode::FAILURE;
     }
+    let one_root = cli.root.is_some();
     let root = cli.root.unwrap_or_else(rootless::state_root);
     let systemd = cli.systemd_cgroup || cli.cgroup_manager.as_deref() == Some("systemd");
-    let context = Context { store: Store::new(root), log, config_file: cli.config, systemd, begun_ns };
+    let context = Context { store: Store::new(root), log, config_file: cli.config, systemd, one_root, begun_ns };
     let (prefix, failure) = match &command {
         Command::Create(_) => ("kata-runtime create failed: ", 1),
         Command::Run(_) => ("kata-runtime run failed: ", 1),
@@ -71,6 +77,7 @@ pub(crate) fn main(begun_ns: u64) -> ExitCode {
             ExitCode::FAILURE
         }
         Err(Failure::Command(error)) => {
+            error.details().iter().for_each(|line| context.log.warning(line));
             context.log.fatal(&format!("{prefix}{}", error.chain()));
             ExitCode::from(failure)
         }
@@ -130,6 +137,30 @@ fn carry_out(context: &Context, command: Command) -> std::result::Result<ExitCod
         Command::Spec(args) => {
             count("spec", &args.nothing.arguments, 0, 0)?;
             commands::spec::spec(args.bundle.as_deref(), args.rootless)?
+        }
+        Command::Check(args) => admin::check::check(context, &args.arguments, args.strict, args.json)?,
+        Command::Env(args) => {
+            count("env", &args.nothing.arguments, 0, 0)?;
+            admin::env::env(context, args.json)?
+        }
+        Command::Gc(args) => {
+            count("gc", &args.nothing.arguments, 0, 0)?;
+            admin::gc::gc(context, args.dry_run, args.json)?
+        }
+        Command::Doctor(args) => {
+            count("doctor", &args.nothing.arguments, 0, 0)?;
+            admin::doctor::doctor(context, args.boot)?
+        }
+        Command::Config(ConfigCommand::Explain(args)) => {
+            admin::explain::explain(context, args.key.as_deref(), args.json)?
+        }
+        Command::Timeline(args) => {
+            let id = one("timeline", &args.ids.arguments)?;
+            admin::timeline::timeline(context, id, args.json, args.svg.as_deref())?
+        }
+        Command::Console(args) => {
+            count("console", &args.arguments, 1, usize::MAX)?;
+            admin::console::console(context, args.tty, &args.arguments[0], &args.arguments[1..])?
         }
         Command::Features(nothing) => {
             count("features", &nothing.arguments, 0, 0)?;

@@ -11,6 +11,9 @@ pub(crate) enum Error {
     /// The configuration was refused.
     #[error(transparent)]
     Config(#[from] config::Error),
+    /// What is left of shims, or where their sandboxes are, cannot be told.
+    #[error(transparent)]
+    Shim(#[from] ::shim::Error),
     /// A system call failed.
     #[error("{step}")]
     Io {
@@ -34,6 +37,14 @@ impl Error {
 
     pub(crate) fn refused(text: impl Into<String>) -> Self {
         Self::Refused(text.into())
+    }
+
+    /// What a log has beside it.
+    pub(crate) fn details(&self) -> Vec<String> {
+        match self {
+            Self::Sandbox(error) => error.details(),
+            _ => Vec::new(),
+        }
     }
 
     /// The whole chain as one line.

@@ -29,6 +29,7 @@
 //! Formats, messages and exit codes are runc's wherever the thing itself is the same. Errors go through [`log`], whose lines
 //! callers parse.
 
+mod admin;
 mod cli;
 mod commands;
 mod console;

@@ -6,8 +6,7 @@ use crate::{Error, Result};
 
 /// Where the state of containers is, unless the command line says.
 pub(crate) fn state_root() -> PathBuf {
-    let real_root = is_root() && !in_user_namespace();
-    choose_root(real_root, is_root(), env::var_os("USER"), env::var_os("XDG_RUNTIME_DIR"))
+    choose_root(is_root_of_host(), is_root(), env::var_os("USER"), env::var_os("XDG_RUNTIME_DIR"))
 }
 
 /// A user's own directory is for the user alone; whoever is root in a user namespace may be a user, or the root of a container.
@@ -17,6 +16,11 @@ fn choose_root(real_root: bool, root: bool, user: Option<OsString>, runtime_dir:
         Some(dir) => PathBuf::from(dir).join("kata-runtime"),
         None => sandbox::store::DEFAULT_ROOT.into(),
     }
+}
+
+/// Whether this is root, and not that of a user namespace.
+pub(crate) fn is_root_of_host() -> bool {
+    is_root() && !in_user_namespace()
 }
 
 /// Refuses to start a container where it cannot be done.

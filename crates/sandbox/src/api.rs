@@ -32,6 +32,9 @@ impl StdioSet {
     }
 }
 
+/// What the name of a process begins with that runs in the guest, but in none of its containers. No other process's name has it.
+pub const CONSOLE: &str = "console/";
+
 /// A call. `exec` names an exec'd process, or the container's first one when absent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

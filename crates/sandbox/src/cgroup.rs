@@ -123,6 +123,15 @@ pub(crate) fn make(path: &Path, made: &mut dyn FnMut(&Path) -> Result<()>) -> Re
     })
 }
 
+/// The hierarchies that there are: where each is mounted, and its controllers, of which version 2 names none.
+///
+/// # Errors
+/// [`Error::Io`] when the mount table cannot be read.
+pub fn mounted() -> Result<Vec<(PathBuf, Vec<String>)>> {
+    let found = hierarchies(&read(Path::new(MOUNT_TABLE))?);
+    Ok(found.into_iter().map(|hierarchy| (hierarchy.at, hierarchy.controllers)).collect())
+}
+
 /// How long processes that were killed may take to leave a cgroup on a machine with much to do: until their parent has reaped them.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(10);
 /// How often that is looked at; there is nothing to wait for in cgroup v1.

@@ -90,6 +90,14 @@ pub enum Error {
         /// The end of what it said.
         said: String,
     },
+    /// A start took longer than it may. The text is complete.
+    #[error("{message}")]
+    Late {
+        /// What was waited for, and what hangs.
+        message: String,
+        /// Where the time went so far.
+        timeline: Box<crate::timeline::Timeline>,
+    },
     /// A deadline passed.
     #[error("{what} did not happen within {seconds} s")]
     Deadline {
@@ -108,6 +116,14 @@ impl Error {
     /// The whole chain as one line.
     pub fn chain(&self) -> String {
         chain(self)
+    }
+
+    /// For a log: where the time went of a start that took too long, and what the guest said last. Empty for any other error.
+    pub fn details(&self) -> Vec<String> {
+        let Self::Late { timeline, .. } = self else { return Vec::new() };
+        let mut lines = timeline.table();
+        lines.extend(timeline.console.iter().map(|line| format!("console of the guest: {line}")));
+        lines
     }
 }
 

@@ -30,6 +30,7 @@ use crate::{
     pod::{Demand, Limits},
     store::{ContainerState, ProcessRef, StateDir, Store},
     sys,
+    timeline::Timeline,
     translate::{Parts, Prepared, Rootfs, open_tree},
 };
 
@@ -312,7 +313,14 @@ fn converse(dir: &StateDir, boot: &Boot, attached: Vec<BorrowedFd<'_>>, stdio: &
     let patience = patience(&boot.parts, boot.start);
     match connection.reply(Some(boot.plan.config.agent.dial_timeout + AFTER_BOOT + patience))? {
         Reply::Created { pid } => Ok(Running::new(connection, pid)),
-        other => Err(connection.unexpected(other)),
+        other => {
+            let error = connection.unexpected(other);
+            // Of a start that failed, the daemon leaves a timeline only if it took too long.
+            Err(match Timeline::load(dir.path()) {
+                Ok(timeline) => Error::Late { message: error.chain(), timeline: Box::new(timeline) },
+                Err(_) => error,
+            })
+        }
     }
 }
 

@@ -44,6 +44,7 @@ mod identity;
 pub mod joining;
 pub mod journal;
 pub mod launch;
+pub mod leftovers;
 mod machine;
 mod passing;
 pub mod plan;
@@ -54,6 +55,7 @@ pub mod store;
 mod sys;
 pub mod timeline;
 mod translate;
+pub mod trial;
 
 pub use error::{Error, chain};
 pub use machine::{Ending, Observer, Outcome, ended};

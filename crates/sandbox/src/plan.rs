@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Result, identity::vmm_uid};
 
 /// Where what is true for the whole host until it boots again is remembered.
-const CACHE_DIR: &str = "/run/kata-containers";
+pub(crate) const CACHE_DIR: &str = "/run/kata-containers";
 
 /// A machine that can be started, as it travels from who checks to who starts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -66,6 +66,9 @@ impl Plan {
         let mut params = self.config.qemu.kernel_params.clone();
         if self.config.agent.enable_debug {
             params.push_str(" agent.log=debug");
+        }
+        if self.config.agent.debug_console_enabled {
+            params.push_str(" agent.debug_console");
         }
         params
     }

@@ -6,6 +6,7 @@
 //!        /daemon.log   the daemon's warnings
 //!        /run/         the hypervisor's own files
 //!        /shared/      mount point of the shared file system, mounted in the daemon's mount namespace only
+//!        /rootfs/      for a moment, where containerd's shim mounts a root file system to open it
 //! ```
 //!
 //! Removal names every entry and never descends, so that it cannot delete a user's files even where the shared file
@@ -27,7 +28,9 @@ use crate::{Error, Result, sys};
 /// Where a root user's containers are unless `--root` says otherwise.
 pub const DEFAULT_ROOT: &str = "/run/kata-runtime";
 /// What the directory of a sandbox begins with that has lost the container which it was made for. No container's name has it.
-const OWNERLESS: char = '@';
+pub(crate) const OWNERLESS: char = '@';
+/// Directories that there may be in a container's. All are empty once its processes are gone, except `run`.
+pub(crate) const DIRECTORIES: [&str; 3] = ["run", "shared", "rootfs"];
 /// How long the processes of a sandbox may take to disappear once killed.
 const REAP_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -134,6 +137,9 @@ pub struct ContainerState {
     /// Why the machine ended, if not by request.
     #[serde(default)]
     pub failure: Option<String>,
+    /// Which start of the host (`boot_id` of random(4)) its processes are of: after another, their numbers are others'.
+    #[serde(default)]
+    pub boot: Option<String>,
     /// The process that creates the container, until the daemon answers for it.
     #[serde(default)]
     pub creator: Option<ProcessRef>,
@@ -182,6 +188,7 @@ impl ContainerState {
             annotations: HashMap::new(),
             exit: None,
             failure: None,
+            boot: boot_id(),
             creator: ProcessRef::of(std::process::id()),
             daemon: None,
             vmm: None,
@@ -202,6 +209,34 @@ impl ContainerState {
             None => words.into(),
         }
     }
+
+    /// Whether the host has been started anew since it was written: then no process that it names is the one that was meant.
+    pub fn is_of_another_boot(&self) -> bool {
+        self.boot.is_some() && self.boot != boot_id()
+    }
+
+    /// Whether a process lives that answers for it.
+    pub(crate) fn is_answered_for(&self) -> bool {
+        let alive = |process: &Option<ProcessRef>| process.as_ref().is_some_and(ProcessRef::is_alive);
+        !self.is_of_another_boot() && (alive(&self.daemon) || (self.status == Status::Creating && alive(&self.creator)))
+    }
+
+    /// The sandbox's processes, the daemon first: the others die with it. None of a container that is in another's sandbox, for they are not
+    /// its to kill, and none of before the host's last boot.
+    pub(crate) fn processes(&self) -> impl Iterator<Item = (&'static str, ProcessRef)> + use<> {
+        let processes = [
+            ("the sandbox daemon", self.daemon),
+            ("the virtual machine", self.vmm),
+            ("the virtio-fs server", self.virtiofs),
+        ];
+        let own = self.sandbox.is_none() && !self.is_of_another_boot();
+        processes.into_iter().filter_map(move |(name, process)| process.filter(|_| own).map(|process| (name, process)))
+    }
+}
+
+/// What tells one start of the host from another (random(4)).
+fn boot_id() -> Option<String> {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
 }
 
 /// The directory of one container.
@@ -265,19 +300,15 @@ impl StateDir {
         let bytes = fs::read(&path).map_err(|e| Error::io(format!("read {}", path.display()), e))?;
         let mut state: ContainerState = serde_json::from_slice(&bytes)
             .map_err(|e| Error::io(format!("read {}: remove it with delete --force", path.display()), e))?;
-        if state.status != Status::Stopped && !self.is_answered_for(&state) {
+        if state.status != Status::Stopped && !state.is_answered_for() {
             state.status = Status::Stopped;
-            state.failure.get_or_insert_with(|| "the sandbox daemon died".into());
+            let why = if state.is_of_another_boot() { "the host was started anew" } else { "the sandbox daemon died" };
+            state.failure.get_or_insert_with(|| why.into());
         }
         if state.status == Status::Stopped {
             state.pid = 0;
         }
         Ok(state)
-    }
-
-    fn is_answered_for(&self, state: &ContainerState) -> bool {
-        let alive = |process: &Option<ProcessRef>| process.as_ref().is_some_and(ProcessRef::is_alive);
-        alive(&state.daemon) || (state.status == Status::Creating && alive(&state.creator))
     }
 
     /// Kills every process of the sandbox that still lives and removes the directory.
@@ -288,21 +319,11 @@ impl StateDir {
         if let Ok(bytes) = fs::read(self.file("state.json"))
             && let Ok(state) = serde_json::from_slice::<ContainerState>(&bytes)
         {
-            // The daemon first: the others die with it. One that hosts others too is not this container's to kill.
-            let processes = [
-                ("the sandbox daemon", state.daemon),
-                ("the virtual machine", state.vmm),
-                ("the virtio-fs server", state.virtiofs),
-            ];
-            for (name, process) in processes.into_iter().filter(|_| state.sandbox.is_none()) {
-                if let Some(process) = process {
-                    process.kill_and_wait(name)?;
-                }
+            for (name, process) in state.processes() {
+                process.kill_and_wait(name)?;
             }
             crate::cgroup::remove(&state.cgroups);
-            if let Some(sandbox) =
-                state.sandbox.as_deref().filter(|_| !state.daemon.is_some_and(|daemon| daemon.is_alive()))
-            {
+            if let Some(sandbox) = state.sandbox.as_deref().filter(|_| !state.is_answered_for()) {
                 // Its daemon did not come to remove it.
                 Self::at(sandbox).purge_ownerless()?;
             }
@@ -350,7 +371,7 @@ impl StateDir {
                 }
             }
         }
-        for directory in ["run", "shared"].map(|name| self.file(name)) {
+        for directory in DIRECTORIES.map(|name| self.file(name)) {
             gone(fs::remove_dir(&directory)).map_err(|e| failed(&directory, e))?;
         }
         let state = self.file("state.json");

@@ -107,9 +107,12 @@ pub(crate) trait Sandbox {
     fn stop(&self) -> Local<'_, Result<()>>;
 }
 
+/// Where the sandboxes of all shims are.
+pub(crate) const STATE_ROOT: &str = "/run/kata-containers/shim";
+
 /// Where the sandboxes of a namespace of containerd are: two namespaces may have containers of one name.
 pub(crate) fn state_root(namespace: &str) -> PathBuf {
-    Path::new("/run/kata-containers/shim").join(namespace)
+    Path::new(STATE_ROOT).join(namespace)
 }
 
 /// Whether there are containers that have joined a sandbox's first one.

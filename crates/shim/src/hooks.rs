@@ -21,7 +21,8 @@ use crate::{Error, Result, log};
 /// Where the process was when it started.
 #[derive(Debug)]
 pub(crate) struct Origin {
-    network: Namespace,
+    /// Its network namespace.
+    pub(crate) network: Arc<Namespace>,
     mounts: OwnedFd,
 }
 
@@ -34,7 +35,7 @@ impl Origin {
         const MOUNTS: &str = "/proc/thread-self/ns/mnt";
         let network = Namespace::current().map_err(|error| Error::Sandbox(error.into()))?;
         let mounts = rustix::fs::open(MOUNTS, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        Ok(Self { network, mounts: mounts.map_err(|e| Error::io(format!("open {MOUNTS}"), e))? })
+        Ok(Self { network: Arc::new(network), mounts: mounts.map_err(|e| Error::io(format!("open {MOUNTS}"), e))? })
     }
 
     /// Takes the calling thread there, for good.

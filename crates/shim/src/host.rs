@@ -181,13 +181,24 @@ impl Hosted {
                 agent_calls: boot.agent_calls,
             });
             let pod = (!alone).then(|| shared_by(&spec));
-            let journal_of = journal.clone();
-            let birth =
-                Birth { plan: plan.clone(), demand, journal: journal_of, observer, pod, network, disks, begun_ns };
+            let birth = Birth {
+                plan: plan.clone(),
+                demand,
+                journal: journal.clone(),
+                observer,
+                pod,
+                network,
+                disks,
+                begun_ns,
+                home: Some(origin.network.clone()),
+            };
             let sandbox = pod::Sandbox::boot(birth).await?;
             cgroups.extend(shims.and_then(|path| warned(path, enter_cgroup(path, sandbox.journal()))));
             sandbox.listen();
             tell_times(&sandbox);
+            if plan.config.agent.debug_console_enabled {
+                ::sandbox::daemon::serve_console(&sandbox)?;
+            }
             // The host's own loopback is not ours to redirect.
             let forwarded = !alone && network != GuestNetwork::Host;
             if forwarded && let Err(error) = sandbox.forward_ports() {
@@ -210,6 +221,7 @@ impl Hosted {
                 hooks: RefCell::new(hooks.map(|hooks| (id, hooks)).into_iter().collect()),
             }),
             Err(error) => {
+                tell_details(&error);
                 remove(&dir, cgroups).unwrap_or_else(|error| log::warn(&error.chain()));
                 if let Some(hooks) = hooks {
                     hooks.gone().await;
@@ -236,7 +248,8 @@ impl Hosted {
         let created = created.await;
         match &created {
             Ok(()) => tell_times(&self.sandbox),
-            Err(_) => {
+            Err(error) => {
+                tell_details(error);
                 self.forget_joined(&id)?;
                 self.run_last_hooks(&id).await;
             }
@@ -271,6 +284,7 @@ impl Hosted {
             self.sandbox.sync_network().await?;
         }
         self.sandbox.start(id).await?;
+        tell_times(&self.sandbox);
         let hooks = self.hooks.borrow_mut().remove(id);
         if let Some(hooks) = hooks {
             hooks.started().await;
@@ -291,6 +305,13 @@ impl Hosted {
         if let Some(hooks) = hooks {
             hooks.gone().await;
         }
+    }
+}
+
+/// Logs where the time went of a start that took too long.
+fn tell_details(error: &Error) {
+    if let Error::Sandbox(error) = error {
+        error.details().iter().for_each(|line| log::warn(line));
     }
 }
 

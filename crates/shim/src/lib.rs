@@ -24,6 +24,7 @@
 //! | [`stdio`] | FIFOs, files and loggers |
 //! | [`translate`] | times, figures, OCI parts of messages |
 //! | [`hooks`] | programs of the host that a bundle names |
+//! | [`leftovers`] | what dead shims have left behind, for `kata-runtime gc` |
 //! | [`backend`], [`host`] | what is needed of a sandbox; the sandbox library as that |
 //!
 //! What containerd's own shim does is the measure: names of states, codes of errors, the order of events, what happens to stdio.
@@ -37,6 +38,7 @@ mod group;
 mod hooks;
 mod host;
 mod join;
+pub mod leftovers;
 mod log;
 mod monitor;
 mod options;

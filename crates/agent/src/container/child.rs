@@ -83,6 +83,19 @@ pub fn become_further(further: &Further<'_>, wiring: &Wiring, status: &ChildEnd)
     })
 }
 
+/// Becomes a process outside of containers: in the agent's namespaces, with its rights.
+pub fn become_outside(process: &Process, wiring: &Wiring, status: &ChildEnd) -> ! {
+    let status = arrange(wiring, status).and_then(close_others);
+    run(status, |status| {
+        new_session("console")?;
+        if process.terminal {
+            open_terminal(process, status)?;
+        }
+        enter_cwd(&process.cwd, false)?;
+        execute(process, |_| Ok(()), || Ok(()), |_| Ok(()), status)
+    })
+}
+
 fn run(status: io::Result<ChildEnd>, body: impl FnOnce(&ChildEnd) -> Result<Infallible, Fault>) -> ! {
     // Without a way to report, the end of this process is the report.
     if let Ok(status) = status
@@ -283,6 +296,8 @@ fn finish(
         filter(seccomp)?;
     }
 
+    let filter_late = || if no_new_privileges { filter(seccomp) } else { Ok(()) };
+
     let entered = enter_cwd(&process.cwd, true)?;
     let sets = Sets::new(process.capabilities.as_ref())?;
     sets.limit()?;
@@ -293,8 +308,18 @@ fn finish(
     }
     set_keep_capabilities(false).context(|| "unable to clear keep caps".into())?;
     sets.apply()?;
+    execute(process, wait, filter_late, hooks, status)
+}
 
-    let env = Environment::new(&process.env, || user::home(user.uid))?;
+/// Becomes the program, once the caller has been told that all is ready.
+fn execute(
+    process: &Process,
+    wait: impl FnOnce(&ChildEnd) -> Result<(), Fault>,
+    filter: impl FnOnce() -> Result<(), Fault>,
+    hooks: impl FnOnce(&[CString]) -> Result<(), Fault>,
+    status: &ChildEnd,
+) -> Result<Infallible, Fault> {
+    let env = Environment::new(&process.env, || user::home(process.user.uid))?;
     let args = &process.args;
     let name = args.first().ok_or_else(|| invalid("process.args is empty, expected a command"))?;
     let program = lookup::find(name, env.get("PATH").unwrap_or(""))?;
@@ -302,9 +327,7 @@ fn finish(
 
     status.ready()?;
     wait(status)?;
-    if no_new_privileges {
-        filter(seccomp)?;
-    }
+    filter()?;
     // They are in the container, and its filter holds for them.
     hooks(&env)?;
     let error = sys::execve(&program, &references(&args), &references(&env));

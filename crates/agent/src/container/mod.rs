@@ -15,11 +15,13 @@
 //!   two sides say to each other meanwhile in [`status`].
 //! * [`rootfs`], [`mount`], [`mount_options`], [`devices`], [`in_root`], [`copy_up`] make the root file system.
 //! * [`cgroup`], [`resources`], [`device_cgroup`], [`mod@update`] limit what it may use; [`statistics`] says what it does use.
+//! * [`console`] runs programs outside of containers, where that is allowed.
 //! * [`namespaces`], [`capabilities`], [`rlimits`], [`user`], [`sysctl`], [`lookup`] are about single processes.
 
 mod capabilities;
 mod cgroup;
 mod child;
+mod console;
 mod copy_up;
 mod create;
 mod device_cgroup;
@@ -43,6 +45,7 @@ mod update;
 mod user;
 
 pub use capabilities::limit_to_none as limit_to_no_capabilities;
+pub use console::{Consoles, run as run_outside};
 pub use create::{create, start};
 pub use exec::exec;
 pub use mount::{attach, open_source};
@@ -84,6 +87,18 @@ pub struct Process {
     pub exit: ExitWatch,
     /// Its terminal, while somebody uses it.
     terminal: RefCell<Weak<Pollable>>,
+}
+
+impl Process {
+    /// Sets the size of its terminal.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn resize(&self, size: WindowSize) -> Result<(), Fault> {
+        let terminal = self.terminal.borrow().upgrade();
+        let terminal = terminal.ok_or_else(|| fault(FaultKind::InvalidState, "the process has no terminal"))?;
+        crate::tty::resize(terminal.fd(), size)
+    }
 }
 
 /// A container that has been created.
@@ -156,9 +171,7 @@ impl Container {
     /// # Errors
     /// When it has none.
     pub fn resize(&self, exec: Option<&str>, size: WindowSize) -> Result<(), Fault> {
-        let terminal = self.process(exec)?.terminal.borrow().upgrade();
-        let terminal = terminal.ok_or_else(|| fault(FaultKind::InvalidState, "the process has no terminal"))?;
-        crate::tty::resize(terminal.fd(), size)
+        self.process(exec)?.resize(size)
     }
 
     /// Freezes or thaws all processes.

@@ -33,6 +33,7 @@ mod inventory;
 mod machine;
 mod process;
 mod qmp;
+mod version;
 
 use std::{
     fs::{self, File},
@@ -48,6 +49,8 @@ use std::{
 };
 
 use tokio::net::UnixStream;
+
+pub use self::version::version;
 
 use self::{
     args::{Descriptors, Model, Places},

@@ -40,7 +40,7 @@ const QUEUE: usize = 4;
 const UNASKED: &str = "it sent an answer without a command";
 
 /// The oldest QEMU that is supported: the oldest one that the tests were run with, Debian 12's.
-const OLDEST: (u32, u32) = (7, 2);
+pub(super) const OLDEST: (u32, u32) = (7, 2);
 
 /// [`OLDEST`], in words.
 pub(super) fn oldest() -> String {
@@ -53,6 +53,7 @@ struct Seen {
     outdated: Option<String>,
     ready_ns: Option<u64>,
     running_ns: Option<u64>,
+    opened_ns: Option<u64>,
     shutdown: Option<String>,
     broken: Option<String>,
     /// The one device whose end is waited for, and whether it was seen.
@@ -168,7 +169,8 @@ impl Qmp {
     pub(super) fn stages(&self) -> impl Iterator<Item = Stage> {
         let seen = lock(&self.seen);
         let stage = |name, at_ns: Option<u64>| at_ns.map(|at_ns| Stage { name, at_ns });
-        [stage("qmp-ready", seen.ready_ns), stage("running", seen.running_ns)].into_iter().flatten()
+        let opened = stage("channel-opened", seen.opened_ns);
+        [stage("qmp-ready", seen.ready_ns), stage("running", seen.running_ns), opened].into_iter().flatten()
     }
 
     /// Why QEMU is about to end, in its own word (`guest-shutdown`, `guest-reset`, …), once it said so.
@@ -208,6 +210,7 @@ struct Message {
 struct EventData {
     reason: Option<String>,
     device: Option<String>,
+    open: Option<bool>,
 }
 
 /// QEMU's side.
@@ -328,6 +331,10 @@ impl Connection {
             // The machine may have begun to run between the greeting and the first look at its state.
             "RESUME" => {
                 seen.running_ns.get_or_insert_with(monotonic_ns);
+            }
+            // There is one port.
+            "VSERPORT_CHANGE" if message.data.as_ref().is_some_and(|data| data.open == Some(true)) => {
+                seen.opened_ns.get_or_insert_with(monotonic_ns);
             }
             "DEVICE_DELETED" => {
                 let device = message.data.as_ref().and_then(|data| data.device.as_ref());

@@ -1,5 +1,6 @@
 //! A tap for an interface.
 
+mod leftovers;
 mod macvtap;
 mod tap;
 mod traffic;
@@ -13,6 +14,7 @@ use netlink::route::{self, Link, LinkChange};
 use rustix::io::Errno;
 
 use crate::error::Error;
+pub use leftovers::{MirrorLeftover, mirror_leftovers};
 use traffic::Redirection;
 
 /// What the names of our taps begin with.
@@ -211,6 +213,21 @@ pub fn mirror(interface: &str, queues: u16, model: Model) -> Result<Mirror, Erro
         }
     }
     Ok(mirror)
+}
+
+/// Whether an interface can be mirrored by filters here: tries it in a network namespace that goes again.
+///
+/// # Errors
+/// What failed.
+pub fn try_mirror() -> Result<(), Error> {
+    const INTERFACE: &str = "tried";
+    crate::Namespace::create()?.run(|| {
+        let mut socket = Socket::route().map_err(Error::kernel("open", "a socket to rtnetlink"))?;
+        let (_kept, index) = tap::make(&mut socket, INTERFACE, 1)?;
+        let up = LinkChange { up: Some(true), ..LinkChange::default() };
+        route::change_link(&mut socket, index, &up).map_err(Error::kernel("bring up", INTERFACE))?;
+        mirror(INTERFACE, 1, Model::TcFilter)?.undo()
+    })?
 }
 
 /// Descriptors of the kernel's own virtio-net back end, if it is there.

@@ -17,7 +17,7 @@ const INGRESS: u32 = 0xffff_fff1;
 const HANDLE: u32 = 0xffff_0000;
 
 /// Where filters of an ingress or a clsact qdisc go that look at what comes in.
-const FILTERS_IN: u32 = 0xffff_fff2;
+pub(super) const FILTERS_IN: u32 = 0xffff_fff2;
 
 /// Our filter's preference, by which it is found again. Others, if there are any, come first.
 const PREFERENCE: u32 = 0xcafe;
@@ -30,12 +30,15 @@ const ARP: Place = Place { preference: PREFERENCE - 3, protocol: 0x0806 };
 const IPV4: Place = Place { preference: PREFERENCE - 2, protocol: 0x0800 };
 const IPV6: Place = Place { preference: PREFERENCE - 1, protocol: 0x86dd };
 /// The filter for all the rest.
-const ALL: Place = Place { preference: PREFERENCE, protocol: EVERYTHING };
+pub(super) const ALL: Place = Place { preference: PREFERENCE, protocol: EVERYTHING };
+
+/// Those beside it.
+pub(super) const EXCEPTIONS: [Place; 3] = [ARP, IPV4, IPV6];
 
 /// Where a filter is among those of its interface.
 #[derive(Debug, Clone, Copy)]
-struct Place {
-    preference: u32,
+pub(super) struct Place {
+    pub(super) preference: u32,
     protocol: u16,
 }
 
@@ -60,8 +63,8 @@ enum Action {
 /// Four bytes at an offset of the network header have a value where a mask has ones.
 type Key = (u32, u32, i32);
 
-const TCA_KIND: u16 = 1;
-const TCA_OPTIONS: u16 = 2;
+pub(super) const TCA_KIND: u16 = 1;
+pub(super) const TCA_OPTIONS: u16 = 2;
 
 /// Everything that comes in on either of two interfaces leaves by the other.
 #[derive(Debug)]
@@ -143,7 +146,7 @@ impl Redirection {
 }
 
 /// `struct tcmsg`.
-fn tcmsg(message: &mut Message, interface: u32, handle: u32, parent: u32, info: u32) {
+pub(super) fn tcmsg(message: &mut Message, interface: u32, handle: u32, parent: u32, info: u32) {
     for word in [0, interface, handle, parent, info] {
         message.fixed(&word.to_ne_bytes());
     }
@@ -156,15 +159,15 @@ fn add_qdisc(socket: &mut Socket, interface: u32) -> Result<(), netlink::Error> 
     socket.ask(message)
 }
 
-fn delete_qdisc(socket: &mut Socket, interface: u32) -> Result<(), netlink::Error> {
+pub(super) fn delete_qdisc(socket: &mut Socket, interface: u32) -> Result<(), netlink::Error> {
     let mut message = Message::new(libc::RTM_DELQDISC, 0);
     tcmsg(&mut message, interface, HANDLE, INGRESS, 0);
     socket.ask(message)
 }
 
 /// Removes all of ours. Gives what became of the one that redirects; the others are not always there.
-fn delete_filters(socket: &mut Socket, interface: u32) -> Result<(), netlink::Error> {
-    for place in [ARP, IPV4, IPV6] {
+pub(super) fn delete_filters(socket: &mut Socket, interface: u32) -> Result<(), netlink::Error> {
+    for place in EXCEPTIONS {
         let _not_there = delete_filter(socket, interface, place);
     }
     delete_filter(socket, interface, ALL)

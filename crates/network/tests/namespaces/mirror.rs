@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use network::{Error, Mirror, Model, mirror, scan};
+use network::{Error, Mirror, Model, mirror, mirror_leftovers, scan};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::world::{MAC, World, output, world};
@@ -269,6 +269,48 @@ fn a_qdisc_that_was_there_stays_and_one_that_was_left_behind_does_not() {
     assert!(world.shown("tc", "qdisc show dev eth0").contains("ingress"));
     mirrored(&world, "eth0", 1, Model::TcFilter).unwrap().undo().unwrap();
     assert!(!world.shown("tc", "qdisc show dev eth0").contains("ingress"));
+}
+
+#[test]
+fn what_a_killed_sandbox_has_left_is_found_and_removed_and_nothing_else() {
+    let Some(world) = world() else { return };
+    let leftovers = || world.pod.run(mirror_leftovers).unwrap().unwrap();
+    let shown = || leftovers().iter().map(ToString::to_string).collect::<Vec<_>>();
+    let remove = || leftovers().iter().for_each(|left| world.pod.run(|| left.remove()).unwrap().unwrap());
+    assert!(leftovers().is_empty());
+    let mut living = mirrored(&world, "eth0", 1, Model::TcFilter).unwrap();
+    living.share_names().unwrap();
+    assert!(leftovers().is_empty(), "what leads to a tap that is there is in use");
+    // The process that had the tap open is gone.
+    living.taps.clear();
+    std::mem::forget(living);
+    assert_eq!(shown(), ["the redirection of eth0"]);
+    remove();
+    assert!(leftovers().is_empty() && !world.shown("tc", "qdisc show dev eth0").contains("ingress"));
+
+    world.shown("tc", "qdisc add dev eth0 clsact");
+    let mut mirror = mirrored(&world, "eth0", 1, Model::TcFilter).unwrap();
+    mirror.taps.clear();
+    std::mem::forget(mirror);
+    remove();
+    assert!(!world.shown("tc", "filter show dev eth0 ingress").contains("mirred"));
+    assert!(world.shown("tc", "qdisc show dev eth0").contains("clsact"), "that is somebody else's");
+    world.shown("tc", "qdisc del dev eth0 clsact");
+
+    let mut mirror = mirrored(&world, "eth0", 1, Model::Macvtap).unwrap();
+    let name = mirror.tap.clone();
+    mirror.taps.clear();
+    std::mem::forget(mirror);
+    assert_eq!(shown(), [format!("the macvtap {name}")]);
+    remove();
+    assert!(!world.shown("ip", "link").contains(&name));
+}
+
+#[test]
+fn a_mirror_can_be_tried_and_leaves_nothing() {
+    if world().is_some() {
+        network::try_mirror().unwrap();
+    }
 }
 
 #[test]

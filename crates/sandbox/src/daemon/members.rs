@@ -43,6 +43,7 @@ pub(super) async fn enter(
             cgroup: host.cgroup.clone(),
             leaving: host.leaving.clone(),
             resumed: tokio::sync::Notify::new(),
+            console_only: false,
         }),
         listener,
         guest_pid,

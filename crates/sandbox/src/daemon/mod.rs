@@ -19,6 +19,7 @@ use std::{
     path::Path,
     process::ExitCode,
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -139,6 +140,8 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
         }
     }
     devices::share::enter_private_namespace()?;
+    let tracing = plan.config.runtime.enable_tracing;
+    let home = if tracing { Some(Arc::new(network::Namespace::current()?)) } else { None };
     if let Some(path) = &network {
         // This is the only thread.
         network::Namespace::open(path)?.enter()?;
@@ -158,6 +161,7 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
         },
         disks,
         begun_ns,
+        home,
     })
     .await?;
     let guest_pid = match sandbox.create(dir.id(), prepared, Io::of_sockets(stdio)?, start).await {
@@ -171,7 +175,15 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
     journal.update(|state| state.status = if start { Status::Running } else { Status::Created })?;
     sandbox.save_timeline()?;
     let cgroup = Rc::new(RefCell::new(host_cgroup));
-    let host = Host { sandbox, journal, recorder, cgroup, leaving: Rc::default(), resumed: tokio::sync::Notify::new() };
+    let host = Host {
+        sandbox,
+        journal,
+        recorder,
+        cgroup,
+        leaving: Rc::default(),
+        resumed: tokio::sync::Notify::new(),
+        console_only: false,
+    };
     Ok((Rc::new(host), listener, guest_pid))
 }
 
@@ -184,6 +196,15 @@ fn unpack(parts: Parts, stdio: StdioSet, descriptors: &mut Vec<OwnedFd>) -> Resu
     let stdio = StdioEnds::from_descriptors(stdio, descriptors.split_off(trees + disks)).unwrap_or_default();
     let disks = descriptors.split_off(trees);
     Ok((Prepared { parts, trees: std::mem::take(descriptors), disks }, stdio))
+}
+
+/// Lets programs be run in the guest of a sandbox that another process than a daemon hosts, outside of its containers: by a socket in its state
+/// directory, as long as it lives. To be called only where the configuration allows that.
+///
+/// # Errors
+/// [`Error::Io`] when there can be no such socket.
+pub fn serve_console(sandbox: &Rc<Sandbox>) -> Result<()> {
+    serve::serve_console(sandbox)
 }
 
 /// Makes the socket on which a container's callers are answered.

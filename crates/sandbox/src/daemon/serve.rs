@@ -11,7 +11,7 @@ use tokio::{
 use super::{events, hung_up, members};
 use crate::{
     Error, Result,
-    api::{Reply, Request},
+    api::{CONSOLE, Reply, Request},
     cgroup::HostCgroup,
     client::StdioEnds,
     journal::{Journal, Recorder},
@@ -33,11 +33,31 @@ pub(super) struct Host {
     pub(super) leaving: Rc<Mutex<()>>,
     /// Told that the container was resumed.
     pub(super) resumed: Notify,
+    /// Only programs outside of containers are given here: the containers are another's to answer for.
+    pub(super) console_only: bool,
 }
 
 impl Host {
     pub(super) fn container(&self) -> &str {
         self.journal.dir().id()
+    }
+
+    /// Whose a process of this name is: the container's, or nobody's but the guest's.
+    fn owner<'a>(&'a self, exec: Option<&str>) -> &'a str {
+        if exec.is_some_and(|exec| exec.starts_with(CONSOLE)) { agent_api::GUEST } else { self.container() }
+    }
+
+    /// Refuses what is not this socket's to answer.
+    fn admit(&self, request: &Request) -> Result<()> {
+        let exec = match request {
+            Request::Exec { id, .. } => Some(id),
+            Request::Signal { exec, .. } | Request::Resize { exec, .. } | Request::Wait { exec } => exec.as_ref(),
+            _ => None,
+        };
+        if !self.console_only || exec.is_some_and(|exec| exec.starts_with(CONSOLE)) {
+            return Ok(());
+        }
+        Err(invalid("this sandbox belongs to containerd's shim, which answers for its containers; ask containerd"))
     }
 }
 
@@ -52,6 +72,26 @@ pub(super) async fn serve(host: Rc<Host>, listener: UnixListener) {
     tokio::task::spawn_local(serve_container(host, listener, empty));
     // It also ends when nobody is left who could say that.
     let _ = end.recv().await;
+}
+
+/// Gives programs outside of containers, to whoever may open a socket in the state directory, as long as the sandbox lives.
+///
+/// # Errors
+/// [`Error::Io`] when there can be no such socket.
+pub(super) fn serve_console(sandbox: &Rc<Sandbox>) -> Result<()> {
+    let journal = sandbox.journal().clone();
+    let listener = super::listen(journal.dir())?;
+    let host = Host {
+        sandbox: sandbox.clone(),
+        journal,
+        recorder: Rc::default(),
+        leaving: Rc::default(),
+        cgroup: Rc::default(),
+        resumed: Notify::new(),
+        console_only: true,
+    };
+    tokio::task::spawn_local(serve(Rc::new(host), listener));
+    Ok(())
 }
 
 /// Accepts connections until the container is deleted.
@@ -78,6 +118,10 @@ async fn answer(mut stream: UnixStream, host: Rc<Host>, deleted: mpsc::Sender<()
         tokio::time::timeout(REQUEST_DEADLINE, passing::receive::<Request>(&mut stream, frame::MAX_REQUEST)).await;
     // A caller that says nothing, or nonsense, is not answered.
     let Ok(Ok((request, descriptors))) = received else { return };
+    if let Err(error) = host.admit(&request) {
+        let _ = frame::write(&mut stream, &failed(error)).await;
+        return;
+    }
     let reply = match request {
         Request::Wait { exec } => return answer_until_exit(stream, host, exec, None).await,
         Request::Resumed => tokio::select! {
@@ -150,9 +194,11 @@ async fn carry_out(host: &Host, request: Request) -> Result<Reply> {
             if exec.is_none() && journal.status() == Status::Stopped {
                 return Err(refused(host, "container not running"));
             }
-            sandbox.signal(container, exec.as_deref(), signal, all).await?;
+            sandbox.signal(host.owner(exec.as_deref()), exec.as_deref(), signal, all).await?;
         }
-        Request::Resize { exec, size } => sandbox.resize(container, exec.as_deref(), size).await?,
+        Request::Resize { exec, size } => {
+            sandbox.resize(host.owner(exec.as_deref()), exec.as_deref(), size).await?;
+        }
         Request::Pause => {
             expect(host, &[Status::Running], "container not running")?;
             sandbox.pause(container).await?;
@@ -214,6 +260,8 @@ async fn start(host: &Host) -> Result<()> {
     // Engines may have put interfaces into the namespace since the container was created.
     host.sandbox.sync_network().await?;
     host.sandbox.start(host.container()).await?;
+    // The container runs, whether or not it is written down how long that took.
+    host.sandbox.save_timeline().unwrap_or_else(|error| eprintln!("{}", error.chain()));
     // It may have ended already.
     host.journal.update(|state| {
         if state.status == Status::Created {
@@ -223,6 +271,10 @@ async fn start(host: &Host) -> Result<()> {
 }
 
 async fn execute(host: &Host, id: &str, process: oci_spec::runtime::Process, ends: StdioEnds) -> Result<u32> {
+    let owner = host.owner(Some(id));
+    if owner == agent_api::GUEST {
+        return host.sandbox.exec(owner, id, process, Io::of_sockets(ends)?).await;
+    }
     match host.journal.status() {
         Status::Running | Status::Created => {}
         Status::Paused => return Err(invalid("cannot exec in a paused container (use --ignore-paused to override)")),
@@ -241,7 +293,7 @@ pub(super) async fn answer_until_exit(
     exec: Option<String>,
     first: Option<Reply>,
 ) {
-    let last = match host.sandbox.ending(host.container(), exec.as_deref()) {
+    let last = match host.sandbox.ending(host.owner(exec.as_deref()), exec.as_deref()) {
         Ok(ending) => {
             if let Some(first) = first
                 && frame::write(&mut stream, &first).await.is_err()

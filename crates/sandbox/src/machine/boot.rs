@@ -74,6 +74,9 @@ pub(crate) async fn boot(order: Order<'_>, timeline: &mut Timeline) -> Result<Rc
     for stage in vm.stages() {
         timeline.mark_at("vmm", &format!("qemu-{}", stage.name), stage.at_ns);
     }
+    if greeted.is_err() {
+        timeline.console = vm.console_tail();
+    }
     match greeted.and_then(|release| journal.update(|state| state.guest_kernel = Some(release))) {
         Ok(()) => Ok(machine),
         Err(error) => {

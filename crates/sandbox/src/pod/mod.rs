@@ -30,6 +30,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -54,7 +55,7 @@ use crate::{
         out_of_turn, relay,
     },
     plan::Plan,
-    timeline::Timeline,
+    timeline::{Timeline, Tracer, late},
     translate::{FirstDisks, Prepared},
 };
 
@@ -81,6 +82,8 @@ pub struct Birth {
     pub disks: FirstDisks,
     /// `CLOCK_MONOTONIC` when the caller began, nanoseconds; the timeline counts from it.
     pub begun_ns: u64,
+    /// The network namespace that a collector of traces is reached from, unless that is the calling thread's.
+    pub home: Option<Arc<::network::Namespace>>,
 }
 
 /// Where a guest's network comes from.
@@ -102,6 +105,7 @@ pub struct Sandbox {
     shared: SharedDir,
     journal: Rc<Journal>,
     timeline: RefCell<Timeline>,
+    tracer: RefCell<Option<Tracer>>,
     members: RefCell<HashMap<String, Member>>,
     volumes: RefCell<HashMap<String, volumes::Watch>>,
     network: Mutex<Option<PodNetwork>>,
@@ -120,7 +124,7 @@ impl Sandbox {
     /// # Errors
     /// Whatever went wrong, with its step; the machine is gone then, the state directory is not.
     pub async fn boot(birth: Birth) -> Result<Rc<Self>> {
-        let Birth { plan, demand, journal, observer, pod, network, disks, begun_ns } = birth;
+        let Birth { plan, demand, journal, observer, pod, network, disks, begun_ns, home } = birth;
         let mut timeline = Timeline::new(begun_ns);
         timeline.mark("host-started");
         let shared = SharedDir::create(&journal.dir().file("shared"))?;
@@ -149,15 +153,19 @@ impl Sandbox {
             Err(error) => {
                 // The error that matters is the one being returned.
                 let _ = shared.unmount();
-                return Err(error);
+                return Err(late(&mut timeline, journal.dir(), error));
             }
         };
+        let runtime = &plan.config.runtime;
+        let tracer =
+            runtime.enable_tracing.then(|| Tracer::new(runtime.otlp_endpoint.clone(), home, journal.dir().id()));
         let sandbox = Rc::new(Self {
             machine,
             is_pod: pod.is_some(),
             shared,
             journal,
             timeline: timeline.into(),
+            tracer: tracer.into(),
             members: RefCell::default(),
             volumes: RefCell::default(),
             network: Mutex::new(network),
@@ -170,7 +178,7 @@ impl Sandbox {
         if settled.is_err() {
             sandbox.stop().await;
         }
-        settled.map(|()| sandbox)
+        settled.map(|()| sandbox.clone()).map_err(|error| sandbox.late(error))
     }
 
     /// Neither call needs the other's answer, so neither waits for it.
@@ -230,6 +238,7 @@ impl Sandbox {
                 Ok(guest_pid)
             }
             Err(error) => {
+                let error = self.late(error);
                 self.vacate(id).await;
                 Err(error)
             }
@@ -512,12 +521,27 @@ impl Sandbox {
         }
     }
 
-    /// Writes down when each step of the start was finished.
+    /// If an error is that the time was over, says where it went.
+    fn late(&self, error: Error) -> Error {
+        late(&mut self.timeline.borrow_mut(), self.journal.dir(), error)
+    }
+
+    /// When each step of the start was finished.
+    pub fn timeline(&self) -> Timeline {
+        self.timeline.borrow().clone()
+    }
+
+    /// Writes down when each step of the start was finished, and has it exported if that is wanted.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn save_timeline(&self) -> Result<()> {
-        self.timeline.borrow_mut().save(self.journal.dir())
+        let mut timeline = self.timeline.borrow_mut();
+        timeline.sort();
+        if let Some(tracer) = &mut *self.tracer.borrow_mut() {
+            tracer.export(&timeline);
+        }
+        timeline.save(self.journal.dir())
     }
 
     /// Opens a connection to a TCP port of the guest's loopback.

@@ -18,6 +18,12 @@ const DIRECTORY: &str = "/run/containerd/s";
 /// How containerd knows that it is a socket in the file system.
 const SCHEME: &str = "unix://";
 
+/// The path of the socket that an address names, if it is where shims have them.
+pub(crate) fn path_of(address: &str) -> Option<PathBuf> {
+    let path = Path::new(address.trim().strip_prefix(SCHEME)?);
+    (path.parent() == Some(Path::new(DIRECTORY))).then(|| path.into())
+}
+
 /// Where a pod's shim listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Address {

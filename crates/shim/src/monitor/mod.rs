@@ -86,13 +86,18 @@ impl Monitor {
 }
 
 /// Where a pod's socket is.
-fn socket(sandbox: &str) -> PathBuf {
+pub(crate) fn socket(sandbox: &str) -> PathBuf {
     Path::new(DIRECTORY).join(sandbox).join(SOCKET)
 }
 
 /// Removes the socket of a pod whose shim was killed.
 pub(crate) fn remove_of(sandbox: &str) {
     remove(&socket(sandbox));
+}
+
+/// Removes the directory of a pod's socket, if it is empty.
+pub(crate) fn remove_directory_of(sandbox: &str) {
+    let _ = fs::remove_dir(Path::new(DIRECTORY).join(sandbox));
 }
 
 fn remove(path: &Path) {

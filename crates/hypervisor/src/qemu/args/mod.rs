@@ -91,7 +91,10 @@ pub(super) fn arguments(
     let serial = virtio(model.bus, "virtio-serial");
     let at = plugged::channels_place(inventory);
     args.device(format_args!("{serial}{at},id=serial,max_ports={SERIAL_PORTS}"));
-    args.device(format_args!("virtserialport,bus=serial.0,nr=1,chardev=channel,name={}", agent_api::CHANNEL_PORT));
+    args.device(format_args!(
+        "virtserialport,id=port,bus=serial.0,nr=1,chardev=channel,name={}",
+        agent_api::CHANNEL_PORT
+    ));
     if let (Some(fs), Some(fd)) = (&vm.shared_fs, fds.shared_fs) {
         args.socket("fs", fd);
         let device = virtio(model.bus, "vhost-user-fs");

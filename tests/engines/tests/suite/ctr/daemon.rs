@@ -5,7 +5,13 @@ use serde_json::{Value, json};
 
 use super::{Shared, detached, seen, wait_until};
 
-cases!(containerd_comes_back, the_shim_is_killed, a_task_ends_while_containerd_is_away, options_of_the_runtime);
+cases!(
+    containerd_comes_back,
+    the_shim_is_killed,
+    what_a_killed_shim_left_is_collected,
+    a_task_ends_while_containerd_is_away,
+    options_of_the_runtime
+);
 
 fn containerd_comes_back(engine: &Containerd, handler: Handler) -> Value {
     let shared = Shared::new(engine, "shared");
@@ -55,6 +61,35 @@ fn the_shim_is_killed(engine: &Containerd, handler: Handler) -> Value {
     }
     engine.ctr_ok(["containers", "delete", "shimless"]);
     json!(status)
+}
+
+/// containerd, which would have called `delete`, was killed with it.
+fn what_a_killed_shim_left_is_collected(engine: &Containerd, handler: Handler) -> Value {
+    if handler.is_kata() {
+        let runtime = e2e::stage().join("bin/kata-runtime").display().to_string();
+        let gc = |args: &[&str]| engine.host.ok(&runtime, &[&["gc"], args].concat());
+        detached(engine, handler, &[], "left", "while :; do sleep 0.1; done");
+        let state = engine.host.sh("echo /run/kata-containers/shim/*/left").trim().to_owned();
+        let there = |path: &str| engine.host.run("test", &["-e", path]).code == 0;
+        let table = engine.host.ok(&runtime, &["timeline", "left"]);
+        assert!(table.contains("container-started") && table.contains("qemu-running"), "{table}");
+        assert!(gc(&[]).contains("nothing is left over") && there(&state));
+        engine.kill();
+        let socket = engine.host.sh("cat /run/containerd/io.containerd.runtime.v2.task/*/left/address");
+        let socket = socket.trim().trim_start_matches("unix://").to_owned();
+        for pid in engine.host.processes_with("containerd-shim-") {
+            engine.host.kill("KILL", pid);
+        }
+        wait_until("the machine is gone", || engine.host.processes_with("qemu-system").is_empty());
+        assert!(there(&state) && there(&socket));
+        let dry = gc(&["--dry-run"]);
+        assert!(dry.contains(&state) && dry.contains(&socket) && dry.contains("shim-monitor.sock"), "{dry}");
+        gc(&[]);
+        assert!(!there(&state) && !there(&socket) && !there("/run/kata/left"));
+        engine.launch();
+        engine.remove("left");
+    }
+    Value::Null
 }
 
 fn options_of_the_runtime(engine: &Containerd, handler: Handler) -> Value {
