@@ -12,7 +12,7 @@ const TABLES: [(&str, &str); 3] =
     [("hypervisor", "[hypervisor.qemu]"), ("agent", "[agent.kata]"), ("runtime", "[runtime]")];
 
 /// Keys that name a file of the host, or decide who may name one. Whoever may write a pod may not choose what the host executes.
-const OF_THE_HOST: [&str; 5] = ["path", "kernel", "initrd", "image", "enable_annotations"];
+const OF_THE_HOST: [&str; 6] = ["path", "kernel", "initrd", "image", "enable_annotations", "debug_steps"];
 
 impl Config {
     /// Applies those annotations that the configuration allows. Gives a sentence for each that was ignored.
@@ -94,12 +94,13 @@ mod tests {
     #[test]
     fn an_allowed_annotation_counts_and_others_are_ignored_with_a_reason() {
         let (config, ignored) = annotate(
-            &["default_.*", "kernel_params"],
+            &["default_.*", "kernel_params", "debug_.*"],
             &[
                 ("hypervisor.default_vcpus", "2"),
                 ("hypervisor.kernel_params", "a=1"),
                 ("hypervisor.machine_type", "microvm"),
                 ("hypervisor.path", "/bin/evil"),
+                ("runtime.debug_steps", "/run/evil"),
                 ("other.key", "x"),
             ],
         );
@@ -107,9 +108,10 @@ mod tests {
         assert_eq!(config.qemu.kernel_params, "a=1");
         assert_eq!(config.qemu.machine_type, None);
         let ignored = ignored.unwrap();
-        assert_eq!(ignored.len(), 3);
+        assert_eq!(ignored.len(), 4);
         assert!(ignored[0].contains("machine_type") && ignored[0].contains("enable_annotations"), "{ignored:?}");
         assert!(ignored[1].contains("the host's to choose") && ignored[2].contains("no table"), "{ignored:?}");
+        assert!(ignored[3].contains("debug_steps") && ignored[3].contains("the host's to choose"), "{ignored:?}");
     }
 
     #[test]

@@ -57,11 +57,13 @@ virtio_fs_cache = "never"
 enable_debug = true
 [agent.kata]
 dial_timeout = 7
+liveness_timeout = 9
 enable_debug = true
 [runtime]
 enable_debug = true
 internetworking_model = "macvtap"
 static_sandbox_resource_mgmt = true
+debug_steps = "/d"
 "#,
     )
     .unwrap();
@@ -84,13 +86,17 @@ static_sandbox_resource_mgmt = true
         enable_debug: true,
     };
     assert_eq!(config.qemu, qemu);
-    assert_eq!(config.agent, Agent { dial_timeout: Duration::from_secs(7), enable_debug: true });
+    assert_eq!(
+        config.agent,
+        Agent { dial_timeout: Duration::from_secs(7), liveness_timeout: Duration::from_secs(9), enable_debug: true }
+    );
     assert_eq!(
         config.runtime,
         Runtime {
             enable_debug: true,
             internetworking_model: Internetworking::Macvtap,
             static_sandbox_resource_mgmt: true,
+            debug_steps: Some("/d".into()),
         }
     );
 }

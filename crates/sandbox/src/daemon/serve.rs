@@ -41,6 +41,8 @@ impl Host {
 
 /// How long a caller may take to say what it wants.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+/// How long nobody is accepted after that has failed.
+const PAUSE: Duration = Duration::from_millis(200);
 /// SIGKILL.
 const KILL: i32 = 9;
 
@@ -61,7 +63,11 @@ async fn serve_container(host: Rc<Host>, listener: UnixListener, empty: mpsc::Se
                 Ok((stream, _)) => {
                     tokio::task::spawn_local(answer(stream, host.clone(), deleted.clone(), empty.clone()));
                 }
-                Err(error) => eprintln!("accept a caller of {}: {error}", host.container()),
+                Err(error) => {
+                    // Who waits is still there: without a pause, this would be a busy loop until a descriptor is free.
+                    eprintln!("accept a caller of {}: {error}", host.container());
+                    tokio::time::sleep(PAUSE).await;
+                }
             },
             _ = end.recv() => break,
         }

@@ -54,6 +54,7 @@ use crate::{
         out_of_turn, relay,
     },
     plan::Plan,
+    steps,
     timeline::Timeline,
     translate::{FirstDisks, Prepared},
 };
@@ -121,6 +122,7 @@ impl Sandbox {
     /// Whatever went wrong, with its step; the machine is gone then, the state directory is not.
     pub async fn boot(birth: Birth) -> Result<Rc<Self>> {
         let Birth { plan, demand, journal, observer, pod, network, disks, begun_ns } = birth;
+        steps::observe(plan.config.runtime.debug_steps.as_deref());
         let mut timeline = Timeline::new(begun_ns);
         timeline.mark("host-started");
         let shared = SharedDir::create(&journal.dir().file("shared"))?;
@@ -390,7 +392,7 @@ impl Sandbox {
         }
         let step = "list the processes";
         match self.machine.call(step, &Request::Processes { container: container.into() }).await? {
-            (Reply::Processes(processes), _) => Ok(processes),
+            (Reply::Processes(processes), _) => Ok(processes.into_iter().map(fit_to_be_shown).collect()),
             (other, _) => Err(out_of_turn(step, &other)),
         }
     }
@@ -506,6 +508,7 @@ impl Sandbox {
     /// Ends the machine and returns once its processes are gone.
     pub async fn stop(&self) {
         self.machine.end().await;
+        steps::passed("machine-ended");
         self.close_network().await;
         if let Err(error) = self.shared.unmount() {
             eprintln!("{}", crate::error::chain(&error));
@@ -531,4 +534,14 @@ impl Sandbox {
             (other, _) => Err(out_of_turn(step, &other)),
         }
     }
+}
+
+/// Longest text of a process that is shown, bytes.
+const TEXT_LIMIT: usize = 4096;
+
+/// A process that the guest tells of, for a caller's terminal.
+fn fit_to_be_shown(process: ProcessInfo) -> ProcessInfo {
+    let clean = |text: &str| hypervisor::printable(&text.replace(['\n', '\r'], " "), TEXT_LIMIT);
+    let (tty, state, command) = (clean(&process.tty), clean(&process.state), clean(&process.command));
+    ProcessInfo { tty, state, command, ..process }
 }

@@ -1,0 +1,160 @@
+//! The steps of a sandbox's life, told to a debugger as they are reached: to see where a start stands, and to try what happens when
+//! something breaks there.
+//!
+//! The key `debug_steps` of the configuration's table `[runtime]`, which no annotation can set, names a socket (`SOCK_STREAM`). Each process
+//! that works for the sandbox connects to it once and says at each step a line, then waits for one:
+//!
+//! ```text
+//! PID may-fail STEP         what may fail, before it is done: a write of state.json, a call of the agent
+//! PID passed STEP           what has just been done
+//! go | fail                 the answer; what was passed cannot fail any more
+//! ```
+//!
+//! Without that key nothing is said and nobody waited for. A debugger that goes away, or thinks for longer than a minute, is forgotten.
+
+use std::{
+    io::{self, BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use crate::{Error, Result, store::ContainerState};
+
+/// How long the debugger may think.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whom this process tells.
+static DEBUGGER: Mutex<Option<BufReader<UnixStream>>> = Mutex::new(None);
+
+fn debugger() -> MutexGuard<'static, Option<BufReader<UnixStream>>> {
+    DEBUGGER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tells the steps from now on, if the configuration says to whom.
+pub(crate) fn observe(socket: Option<&Path>) {
+    let Some(socket) = socket else { return };
+    let mut debugger = debugger();
+    if debugger.is_none() {
+        let connect = || {
+            let stream = UnixStream::connect(socket)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            Ok::<_, io::Error>(stream)
+        };
+        match connect() {
+            Ok(stream) => *debugger = Some(BufReader::new(stream)),
+            Err(error) => eprintln!("debug_steps: connect to {}: {error}", socket.display()),
+        }
+    }
+}
+
+/// Says that something is about to be done that may fail.
+///
+/// # Errors
+/// [`Error::Io`] if the debugger wants it to.
+pub(crate) fn reach(step: &str) -> Result<()> {
+    match say("may-fail", || step.into()).as_deref() {
+        Some("fail") => Err(Error::io(step, io::Error::other("made to fail by debug_steps"))),
+        _ => Ok(()),
+    }
+}
+
+/// Says that something was done.
+pub(crate) fn passed(step: &str) {
+    say("passed", || step.into());
+}
+
+/// Says that `state.json` is about to be written, by what changes in it. `old` is what it holds.
+///
+/// # Errors
+/// [`Error::Io`] if the debugger wants it to.
+pub(crate) fn reach_write(old: impl FnOnce() -> io::Result<Vec<u8>>, new: &ContainerState) -> Result<()> {
+    let mut name = String::new();
+    let told = say("may-fail", || {
+        let old = old().ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or(Value::Null);
+        name = format!("write state.json: {}", difference(&old, &serde_json::to_value(new).unwrap_or_default()));
+        name.clone()
+    });
+    match told.as_deref() {
+        Some("fail") => Err(Error::io(name, io::Error::other("made to fail by debug_steps"))),
+        _ => Ok(()),
+    }
+}
+
+/// The keys of `new` whose values are others in `old`, the status with its value.
+fn difference(old: &Value, new: &Value) -> String {
+    let Some(members) = new.as_object() else { return String::new() };
+    if old.is_null() {
+        return "new".into();
+    }
+    let changed = members.iter().filter(|(key, value)| old.get(key) != Some(value));
+    let names = changed.map(|(key, value)| match value.as_str().filter(|_| key == "status") {
+        Some(status) => format!("{key}={status}"),
+        None => key.clone(),
+    });
+    names.collect::<Vec<_>>().join(", ")
+}
+
+/// The debugger's answer, if there is one who answers.
+fn say(kind: &str, step: impl FnOnce() -> String) -> Option<String> {
+    let mut place = debugger();
+    let debugger = place.as_mut()?;
+    let line = format!("{} {kind} {}\n", std::process::id(), step().replace('\n', " "));
+    let mut answer = String::new();
+    let talked = debugger.get_mut().write_all(line.as_bytes()).and_then(|()| debugger.read_line(&mut answer));
+    match talked {
+        Ok(count) if count > 0 => Some(answer.trim_end().into()),
+        _ => {
+            *place = None;
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_is_called_by_what_changes() {
+        let old = serde_json::json!({"status": "creating", "pid": 0, "vmm": null});
+        let new = serde_json::json!({"status": "created", "pid": 0, "vmm": {"pid": 7}});
+        assert_eq!(difference(&old, &new), "status=created, vmm");
+        assert_eq!(difference(&Value::Null, &new), "new");
+        assert_eq!(difference(&new, &new), "");
+    }
+
+    #[test]
+    fn nobody_is_told_unless_asked_and_a_debugger_may_fail_what_may_fail() {
+        reach("before").unwrap();
+        let top = tempfile::tempdir().unwrap();
+        let path = top.path().join("socket");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        observe(Some(&path));
+        let answering = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut stream = BufReader::new(stream);
+            ["go", "fail", "fail"].map(|answer| {
+                let mut line = String::new();
+                stream.read_line(&mut line).unwrap();
+                stream.get_mut().write_all(format!("{answer}\n").as_bytes()).unwrap();
+                line
+            })
+        });
+        reach("one").unwrap();
+        assert!(reach("two").unwrap_err().chain().starts_with("two: made to fail"));
+        passed("three");
+        let pid = std::process::id();
+        assert_eq!(
+            answering.join().unwrap(),
+            ["may-fail one", "may-fail two", "passed three"].map(|said| format!("{pid} {said}\n"))
+        );
+        // It has gone.
+        reach("four").unwrap();
+        *debugger() = None;
+    }
+}
