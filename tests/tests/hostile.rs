@@ -156,7 +156,8 @@ fn frames_against_the_rules() {
 #[test]
 fn floods_last_no_longer_than_the_host_has_patience() {
     let late = format!("did not happen within {PATIENCE} s");
-    each(&["drip", "flood", "console"].map(|lie| (lie, [late.as_str(), "hostile guest"].as_slice())));
+    let expected = [late.as_str(), "hostile guest"];
+    each(&["drip", "flood", "console"].map(|lie| (lie, expected.as_slice())));
 }
 
 #[test]

@@ -40,6 +40,9 @@ const UPDATE_DEADLINE: Duration = Duration::from_secs(75);
 const LOOK: (Duration, u32) = (Duration::from_secs(3), 3);
 const LOOK_WHILE_IT_RUNS: (Duration, u32) = (Duration::from_secs(15), 2);
 
+/// How long a daemon that hangs up may take to be gone, if it is dying.
+const LAST_MOMENT: Duration = Duration::from_millis(500);
+
 /// The daemon's ends of a process's stdio: one end each of a stream socket pair.
 #[derive(Debug, Default)]
 pub struct StdioEnds {
@@ -469,6 +472,12 @@ fn stopped_daemon(step: &str, pid: u32) -> Error {
 fn epitaph(dir: &StateDir) -> String {
     let state = dir.load().ok();
     let daemon = state.as_ref().and_then(|s| s.daemon);
+    // Its connections are closed a moment before it is gone.
+    if let Some(handle) =
+        daemon.filter(|daemon| daemon.is_alive()).and_then(|daemon| crate::sys::open_process(daemon.pid))
+    {
+        crate::sys::wait_gone(&handle, LAST_MOMENT);
+    }
     let mut text = match (&state, daemon) {
         (None, _) => format!("container {:?} is gone", dir.id()),
         (Some(_), None) => "the sandbox daemon has not answered yet".into(),

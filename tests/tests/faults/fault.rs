@@ -5,7 +5,7 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::{Child, Command, Stdio},
     time::Instant,
 };
 
@@ -141,23 +141,29 @@ pub struct Done {
     filler: Option<PathBuf>,
     cgroup: Option<PathBuf>,
     /// Who has the numbers after a reboot.
-    pub innocent: Option<Child>,
+    innocent: Option<Child>,
 }
 
 impl Done {
-    /// Undoes what would outlive the sandbox.
-    pub fn undo(self) {
-        if let Some(filler) = self.filler {
+    /// Whether somebody who has nothing to do with it was spared.
+    pub fn spared(&mut self) -> bool {
+        self.innocent.as_mut().is_none_or(|innocent| innocent.try_wait().unwrap().is_none())
+    }
+}
+
+/// Undoes what would outlive the sandbox.
+impl Drop for Done {
+    fn drop(&mut self) {
+        if let Some(filler) = &self.filler {
             let _ = fs::remove_file(filler);
         }
-        if let Some(mut innocent) = self.innocent {
-            innocent.kill().unwrap();
-            innocent.wait().unwrap();
+        if let Some(innocent) = &mut self.innocent {
+            let _ = innocent.kill();
+            let _ = innocent.wait();
         }
-        if let Some(cgroup) = self.cgroup {
+        if let Some(cgroup) = &self.cgroup {
             let end = Instant::now() + crate::SOON;
-            while fs::remove_dir(&cgroup).is_err() {
-                assert!(Instant::now() < end, "processes are left in {}", cgroup.display());
+            while fs::remove_dir(cgroup).is_err() && Instant::now() < end {
                 std::thread::sleep(std::time::Duration::from_millis(20));
             }
         }
@@ -184,7 +190,7 @@ impl Place<'_> {
             Fault::Error => Some(Done::default()),
             Fault::Kill(process) => signal(process, Signal::KILL),
             Fault::Stop(process) => signal(process, Signal::STOP),
-            Fault::DiskFull => Some(Done { filler: Some(fill(self.root)), ..Done::default() }),
+            Fault::DiskFull => Some(Done { filler: Some(fill(self.root)), cgroup: None, innocent: None }),
             Fault::NoMemory => {
                 let status = fs::read_to_string(format!("/proc/{}/status", self.at)).unwrap();
                 let line = status.lines().find(|line| line.starts_with("VmSize:")).unwrap();
@@ -222,7 +228,7 @@ impl Place<'_> {
         let write = |name: &str, text: String| fs::write(cgroup.join(name), text).unwrap();
         write("cgroup.procs", self.at.to_string());
         write("pids.max", fs::read_to_string(cgroup.join("pids.current")).unwrap());
-        Some(Done { cgroup: Some(cgroup), ..Done::default() })
+        Some(Done { filler: None, cgroup: Some(cgroup), innocent: None })
     }
 
     fn reboot(&self) -> Done {
@@ -235,13 +241,16 @@ impl Place<'_> {
         if let Some(daemon) = self.pid(Process::Daemon) {
             send(daemon, Signal::KILL);
         }
-        all.into_iter().for_each(|pid| drop(send(pid, Signal::KILL)));
+        for pid in all {
+            send(pid, Signal::KILL);
+        }
         let end = Instant::now() + crate::SOON;
         while !gone.iter().all(|process| is_gone(*process)) {
             assert!(Instant::now() < end, "a killed process does not go");
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
-        let innocent = Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut innocent = Command::new("sleep");
+        let innocent = innocent.arg("1000").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let mut state = state(&dir);
         for key in ["creator", "daemon", "vmm", "virtiofs"] {
             if state[key].is_object() {
@@ -251,7 +260,7 @@ impl Place<'_> {
         if state.is_object() {
             fs::write(dir.join("state.json"), state.to_string()).unwrap();
         }
-        Done { innocent: Some(innocent), ..Done::default() }
+        Done { filler: None, cgroup: None, innocent: Some(innocent) }
     }
 }
 
