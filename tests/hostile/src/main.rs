@@ -36,17 +36,17 @@ enum Lie {
     Drip,
     /// More data than the window has room for.
     Overrun,
-    /// Pings, credit and resets without an end, and nothing else.
-    Flood,
     /// Streams are opened without an end.
     Open,
+    /// Pings, credit and resets without an end, and nothing else.
+    Flood,
     /// Text for the console without an end.
     Console,
     /// A container is said to be created twice.
     Twice,
     /// A process is said to have ended before it is there.
     Early,
-    /// A refusal of the greatest length that is meant for the reader's terminal.
+    /// A refusal as long as the window, which is meant for the reader's terminal.
     Escape,
     /// A container's output without an end.
     Output,
@@ -182,23 +182,11 @@ impl Guest {
                 }
             }
             Lie::Overrun => self.wire.data(id, &vec![b' '; TOO_MUCH]),
-            Lie::Flood => loop {
-                self.wire.control(wire::PING, SYN, 0, 7)?;
-                self.wire.control(wire::WINDOW, 0, id, 0)?;
-                self.wire.control(wire::WINDOW, RST, 0x7fff_0000, 0)?;
-            },
             Lie::Open => {
                 for stream in (2..=u32::MAX - 1).step_by(2) {
                     self.wire.control(wire::WINDOW, SYN, stream, 0)?;
                 }
                 Ok(())
-            }
-            Lie::Console => {
-                let mut console = fs::OpenOptions::new().write(true).open("/dev/console")?;
-                let line = [b"\x1b]0;evil\x07\x1b[2J".as_slice(), &[b'x'; 4000], b"\r"].concat();
-                loop {
-                    console.write_all(&line)?;
-                }
             }
             _ => self.reply(id, &hello),
         }
@@ -209,12 +197,24 @@ impl Guest {
         match self.lie {
             Lie::Early => self.reply(id, "{\"exited\":{\"code\":0}}"),
             Lie::Escape => {
-                let message = "\\u001b]0;evil\\u0007\\u001b[2J\\r\\n".repeat(30_000);
+                let message = "\\u001b]0;evil\\u0007\\u001b[2J\\r\\n".repeat(8_000);
                 self.reply(id, &format!("{{\"fault\":{{\"kind\":\"internal\",\"message\":\"{message}\"}}}}"))
             }
             Lie::Twice => {
                 self.reply(id, created)?;
                 self.reply(id, created)
+            }
+            Lie::Flood => loop {
+                self.wire.control(wire::PING, SYN, 0, 7)?;
+                self.wire.control(wire::WINDOW, 0, id, 0)?;
+                self.wire.control(wire::WINDOW, RST, 0x7fff_0000, 0)?;
+            },
+            Lie::Console => {
+                let mut console = fs::OpenOptions::new().write(true).open("/dev/console")?;
+                let line = [b"\x1b]0;evil\x07\x1b[2J".as_slice(), &[b'x'; 4000], b"\r"].concat();
+                loop {
+                    console.write_all(&line)?;
+                }
             }
             Lie::Output => {
                 self.reply(id, created)?;
