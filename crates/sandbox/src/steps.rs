@@ -27,10 +27,33 @@ use crate::{Error, Result, store::ContainerState};
 /// How long the debugger may think.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Whom this process tells.
-static DEBUGGER: Mutex<Option<BufReader<UnixStream>>> = Mutex::new(None);
+/// Somebody who is told.
+struct Debugger(BufReader<UnixStream>);
 
-fn debugger() -> MutexGuard<'static, Option<BufReader<UnixStream>>> {
+impl Debugger {
+    fn connect(socket: &Path) -> io::Result<Self> {
+        let stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self(BufReader::new(stream)))
+    }
+
+    /// Tells a step, and gives the answer.
+    fn tell(&mut self, kind: &str, step: &str) -> io::Result<String> {
+        let line = format!("{} {kind} {}\n", std::process::id(), step.replace('\n', " "));
+        self.0.get_mut().write_all(line.as_bytes())?;
+        let mut answer = String::new();
+        match self.0.read_line(&mut answer)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(answer.trim_end().into()),
+        }
+    }
+}
+
+/// Whom this process tells.
+static DEBUGGER: Mutex<Option<Debugger>> = Mutex::new(None);
+
+fn debugger() -> MutexGuard<'static, Option<Debugger>> {
     DEBUGGER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -39,14 +62,8 @@ pub(crate) fn observe(socket: Option<&Path>) {
     let Some(socket) = socket else { return };
     let mut debugger = debugger();
     if debugger.is_none() {
-        let connect = || {
-            let stream = UnixStream::connect(socket)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
-            Ok::<_, io::Error>(stream)
-        };
-        match connect() {
-            Ok(stream) => *debugger = Some(BufReader::new(stream)),
+        match Debugger::connect(socket) {
+            Ok(connected) => *debugger = Some(connected),
             Err(error) => eprintln!("debug_steps: connect to {}: {error}", socket.display()),
         }
     }
@@ -57,10 +74,7 @@ pub(crate) fn observe(socket: Option<&Path>) {
 /// # Errors
 /// [`Error::Io`] if the debugger wants it to.
 pub(crate) fn reach(step: &str) -> Result<()> {
-    match say("may-fail", || step.into()).as_deref() {
-        Some("fail") => Err(Error::io(step, io::Error::other("made to fail by debug_steps"))),
-        _ => Ok(()),
-    }
+    judge(say("may-fail", || step.into()))
 }
 
 /// Says that something was done.
@@ -73,14 +87,29 @@ pub(crate) fn passed(step: &str) {
 /// # Errors
 /// [`Error::Io`] if the debugger wants it to.
 pub(crate) fn reach_write(old: impl FnOnce() -> io::Result<Vec<u8>>, new: &ContainerState) -> Result<()> {
-    let mut name = String::new();
-    let told = say("may-fail", || {
+    judge(say("may-fail", || {
         let old = old().ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or(Value::Null);
-        name = format!("write state.json: {}", difference(&old, &serde_json::to_value(new).unwrap_or_default()));
-        name.clone()
-    });
-    match told.as_deref() {
-        Some("fail") => Err(Error::io(name, io::Error::other("made to fail by debug_steps"))),
+        format!("write state.json: {}", difference(&old, &serde_json::to_value(new).unwrap_or_default()))
+    }))
+}
+
+/// A step and what the debugger answers, if there is one who answers.
+fn say(kind: &str, step: impl FnOnce() -> String) -> Option<(String, String)> {
+    let mut place = debugger();
+    let debugger = place.as_mut()?;
+    let step = step();
+    let answer = debugger.tell(kind, &step).ok();
+    if answer.is_none() {
+        *place = None;
+    }
+    Some((step, answer?))
+}
+
+fn judge(told: Option<(String, String)>) -> Result<()> {
+    match told {
+        Some((step, answer)) if answer == "fail" => {
+            Err(Error::io(step, io::Error::other("made to fail by debug_steps")))
+        }
         _ => Ok(()),
     }
 }
@@ -99,22 +128,6 @@ fn difference(old: &Value, new: &Value) -> String {
     names.collect::<Vec<_>>().join(", ")
 }
 
-/// The debugger's answer, if there is one who answers.
-fn say(kind: &str, step: impl FnOnce() -> String) -> Option<String> {
-    let mut place = debugger();
-    let debugger = place.as_mut()?;
-    let line = format!("{} {kind} {}\n", std::process::id(), step().replace('\n', " "));
-    let mut answer = String::new();
-    let talked = debugger.get_mut().write_all(line.as_bytes()).and_then(|()| debugger.read_line(&mut answer));
-    match talked {
-        Ok(count) if count > 0 => Some(answer.trim_end().into()),
-        _ => {
-            *place = None;
-            None
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,32 +142,32 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_told_unless_asked_and_a_debugger_may_fail_what_may_fail() {
-        reach("before").unwrap();
+    fn a_debugger_is_told_and_may_fail_what_may_fail() {
         let top = tempfile::tempdir().unwrap();
         let path = top.path().join("socket");
         let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        observe(Some(&path));
+        let mut debugger = Debugger::connect(&path).unwrap();
         let answering = std::thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
             let mut stream = BufReader::new(stream);
-            ["go", "fail", "fail"].map(|answer| {
+            ["go", "fail"].map(|answer| {
                 let mut line = String::new();
                 stream.read_line(&mut line).unwrap();
                 stream.get_mut().write_all(format!("{answer}\n").as_bytes()).unwrap();
                 line
             })
         });
-        reach("one").unwrap();
-        assert!(reach("two").unwrap_err().chain().starts_with("two: made to fail"));
-        passed("three");
+        assert_eq!(debugger.tell("may-fail", "one").unwrap(), "go");
+        assert_eq!(debugger.tell("passed", "two\nlines").unwrap(), "fail");
         let pid = std::process::id();
         assert_eq!(
             answering.join().unwrap(),
-            ["may-fail one", "may-fail two", "passed three"].map(|said| format!("{pid} {said}\n"))
+            ["may-fail one", "passed two lines"].map(|said| format!("{pid} {said}\n"))
         );
-        // It has gone.
-        reach("four").unwrap();
-        *debugger() = None;
+        debugger.tell("may-fail", "gone").unwrap_err();
+        judge(Some(("one".into(), "go".into()))).unwrap();
+        judge(None).unwrap();
+        let failed = judge(Some(("one".into(), "fail".into()))).unwrap_err();
+        assert_eq!(failed.chain(), "one: made to fail by debug_steps");
     }
 }
