@@ -266,16 +266,20 @@ pub(super) async fn answer_until_exit(
 }
 
 /// Lets a process on the host stand for one in the guest: each dies with the other.
-async fn supervise(stream: UnixStream, host: Rc<Host>, pid: u32, exec: Option<String>) {
+async fn supervise(mut stream: UnixStream, host: Rc<Host>, pid: u32, exec: Option<String>) {
     let Ok(ending) = host.sandbox.ending(host.container(), exec.as_deref()) else {
         return answer_until_exit(stream, host, exec, None).await;
     };
     if exec.is_none() && ProcessRef::of(pid).is_some() {
-        host.journal.update_or_log(|state| {
+        let noted = host.journal.update(|state| {
             if state.status != Status::Stopped {
                 state.pid = pid;
             }
         });
+        if let Err(error) = noted {
+            // An engine would look for the container's process in vain.
+            return drop(frame::write(&mut stream, &failed(error)).await);
+        }
     }
     answer_until_exit(stream, host.clone(), exec.clone(), Some(Reply::Done)).await;
     if ending.borrow().is_none() {
