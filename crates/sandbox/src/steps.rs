@@ -114,18 +114,21 @@ fn judge(told: Option<(String, String)>) -> Result<()> {
     }
 }
 
-/// The keys of `new` whose values are others in `old`, the status with its value.
+/// The keys of `new` whose values are others in `old`. With another status, which others change as well is chance: a process may have ended
+/// a moment before.
 fn difference(old: &Value, new: &Value) -> String {
     let Some(members) = new.as_object() else { return String::new() };
     if old.is_null() {
         return "new".into();
     }
-    let changed = members.iter().filter(|(key, value)| old.get(key) != Some(value));
-    let names = changed.map(|(key, value)| match value.as_str().filter(|_| key == "status") {
-        Some(status) => format!("{key}={status}"),
-        None => key.clone(),
-    });
-    names.collect::<Vec<_>>().join(", ")
+    let mut changed = members.iter().filter(|(key, value)| old.get(key) != Some(value)).peekable();
+    if changed.peek().is_none() {
+        return "again".into();
+    }
+    if let Some(status) = new["status"].as_str().filter(|_| old["status"] != new["status"]) {
+        return format!("status={status}");
+    }
+    changed.map(|(key, _)| key.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -136,9 +139,10 @@ mod tests {
     fn a_write_is_called_by_what_changes() {
         let old = serde_json::json!({"status": "creating", "pid": 0, "vmm": null});
         let new = serde_json::json!({"status": "created", "pid": 0, "vmm": {"pid": 7}});
-        assert_eq!(difference(&old, &new), "status=created, vmm");
+        assert_eq!(difference(&old, &new), "status=created");
+        assert_eq!(difference(&old, &serde_json::json!({"status": "creating", "pid": 1, "vmm": {}})), "pid, vmm");
         assert_eq!(difference(&Value::Null, &new), "new");
-        assert_eq!(difference(&new, &new), "");
+        assert_eq!(difference(&new, &new), "again");
     }
 
     #[test]

@@ -64,7 +64,8 @@ impl Operation {
             Self::Exec => &["start the process", "execute the process"],
             Self::Update => &["change the container's limits"],
             Self::Delete => &["delete the container"],
-            Self::Run => &["run the container", "wait for the process"],
+            // What it waits for has no other name.
+            Self::Run => &["run failed"],
         }
     }
 
