@@ -143,7 +143,9 @@ impl Row {
         match fault {
             Fault::Error => self.may_fail,
             Fault::Kill(process) | Fault::Stop(process) => process == Process::Caller || self.there.contains(&process),
-            _ => true,
+            Fault::Reboot => true,
+            // What waits needs nothing more.
+            _ => self.step != WHILE_IT_RUNS,
         }
     }
 }
