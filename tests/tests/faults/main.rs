@@ -197,15 +197,18 @@ impl Stage {
 struct Neighbour {
     runtime: Runtime,
     processes: Vec<(u32, u64)>,
+    /// Executing reads it again.
+    _bundle: Bundle,
 }
 
 impl Neighbour {
     fn new() -> Self {
         let runtime = Runtime::kata();
-        runtime.ok(["run", "--detach", "--bundle", Bundle::new(["sleep", "100000"]).arg(), "neighbour"]);
+        let bundle = Bundle::new(["sleep", "100000"]);
+        runtime.ok(["run", "--detach", "--bundle", bundle.arg(), "neighbour"]);
         let processes = processes(&runtime.root().join("neighbour"));
         assert_eq!(processes.len(), 3);
-        Self { runtime, processes }
+        Self { runtime, processes, _bundle: bundle }
     }
 
     fn lives(&self) -> Result<(), String> {
