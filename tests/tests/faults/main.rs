@@ -254,7 +254,7 @@ fn attempt(row: &Row, fault: Fault) -> Result<(Outcome, String), String> {
         let at = processes(&stage.directory())[0].0;
         *done.lock().unwrap() = Some(Place { root: &root, id, caller: running.id(), at }.inject(fault));
     }
-    let output = running.finish_or_kill(SOON).ok_or("the caller got no answer in time")?;
+    let output = running.finish_or_kill(SOON);
     // It waits for a fault that is just being done.
     stage.debugger.answer(|_| Answer::Go);
     let injected = done.lock().unwrap().take();
@@ -262,7 +262,8 @@ fn attempt(row: &Row, fault: Fault) -> Result<(Outcome, String), String> {
         None => Err("it did not come to the step".into()),
         Some(None) => Ok(Outcome::Nothing),
         Some(Some(mut done)) => {
-            let judged = judge(row, fault, &output);
+            let late = || "the caller got no answer in time".to_owned();
+            let judged = output.as_ref().ok_or_else(late).and_then(|output| judge(row, fault, output));
             let removed = remove(&stage);
             let spared = check(done.spared(), || "a process of somebody else was killed".into());
             drop(done);
@@ -273,7 +274,7 @@ fn attempt(row: &Row, fault: Fault) -> Result<(Outcome, String), String> {
     let after = stage.snapshot();
     check(after == before, || format!("something is left: {after:?} instead of {before:?}"))?;
     drop(stage.disk);
-    finished.map(|outcome| (outcome, output.stderr))
+    finished.map(|outcome| (outcome, output.map(|output| output.stderr).unwrap_or_default()))
 }
 
 fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {

@@ -141,15 +141,11 @@ pub fn out_of_order() {
     assert!(guest.open(file, libc::O_RDONLY).is_err());
     assert_eq!(guest.read_file("c1/rw/file").unwrap(), "hello");
     // What is read into a buffer that is larger than any.
-    let (handle, _) = guest.open(guest_file(&mut guest), libc::O_RDONLY).unwrap();
-    let node = guest_file(&mut guest);
+    let node = guest.walk("c1/rw/file").unwrap().node;
+    let (handle, _) = guest.open(node, libc::O_RDONLY).unwrap();
     let huge = longs(&[handle, 0, u64::from(u32::MAX), 0, 0]);
     let answer = guest.request(op::READ, node, &huge);
     assert!(answer.is_err() || answer.as_deref() == Ok(b"hello"), "{answer:?}");
-}
-
-fn guest_file(guest: &mut Guest) -> u64 {
-    guest.walk("c1/rw/file").unwrap().node
 }
 
 pub fn descriptor_bomb() {
