@@ -507,6 +507,7 @@ impl Sandbox {
 
     /// Ends the machine and returns once its processes are gone.
     pub async fn stop(&self) {
+        steps::passed("machine-ending");
         self.machine.end().await;
         steps::passed("machine-ended");
         self.close_network().await;
