@@ -79,16 +79,14 @@ pub(crate) async fn boot(order: Order<'_>, timeline: &mut Timeline) -> Result<Rc
     match greeted.and_then(|release| journal.update(|state| state.guest_kernel = Some(release))) {
         Ok(()) => Ok(machine),
         Err(error) => {
-            let hangs = matches!(error, Error::Deadline { .. });
             machine.end().await;
-            // A guest that has died has said so already.
-            Err(if hangs { with_console(&error.chain(), vm.as_ref()) } else { error })
+            // A guest that has died has shown its console already.
+            Err(match error {
+                Error::Deadline { .. } => Error::Silent { deadline: error.into(), console: last_lines(vm.as_ref()) },
+                other => other,
+            })
         }
     }
-}
-
-fn with_console(what: &str, vm: &dyn Vm) -> Error {
-    Error::Sandbox { kind: None, message: format!("{what}{}", last_lines(vm)) }
 }
 
 /// What the guest's console shows, to be added to the reason of its end.
