@@ -74,30 +74,31 @@ pub(crate) fn observe(socket: Option<&Path>) {
 /// # Errors
 /// [`Error::Io`] if the debugger wants it to.
 pub(crate) fn reach(step: &str) -> Result<()> {
-    judge(say("may-fail", || step.into()))
+    judge(say("may-fail", || Some(step.into())))
 }
 
 /// Says that something was done.
 pub(crate) fn passed(step: &str) {
-    say("passed", || step.into());
+    say("passed", || Some(step.into()));
 }
 
-/// Says that `state.json` is about to be written, by what changes in it. `old` is what it holds.
+/// Says that `state.json` is about to be written, by what changes in it, if anything does. `old` is what it holds.
 ///
 /// # Errors
 /// [`Error::Io`] if the debugger wants it to.
 pub(crate) fn reach_write(old: impl FnOnce() -> io::Result<Vec<u8>>, new: &ContainerState) -> Result<()> {
     judge(say("may-fail", || {
         let old = old().ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or(Value::Null);
-        format!("write state.json: {}", difference(&old, &serde_json::to_value(new).unwrap_or_default()))
+        let changed = difference(&old, &serde_json::to_value(new).unwrap_or_default())?;
+        Some(format!("write state.json: {changed}"))
     }))
 }
 
 /// A step and what the debugger answers, if there is one who answers.
-fn say(kind: &str, step: impl FnOnce() -> String) -> Option<(String, String)> {
+fn say(kind: &str, step: impl FnOnce() -> Option<String>) -> Option<(String, String)> {
     let mut place = debugger();
     let debugger = place.as_mut()?;
-    let step = step();
+    let step = step()?;
     let answer = debugger.tell(kind, &step).ok();
     if answer.is_none() {
         *place = None;
@@ -116,19 +117,17 @@ fn judge(told: Option<(String, String)>) -> Result<()> {
 
 /// The keys of `new` whose values are others in `old`. With another status, which others change as well is chance: a process may have ended
 /// a moment before.
-fn difference(old: &Value, new: &Value) -> String {
-    let Some(members) = new.as_object() else { return String::new() };
+fn difference(old: &Value, new: &Value) -> Option<String> {
+    let members = new.as_object()?;
     if old.is_null() {
-        return "new".into();
+        return Some("new".into());
     }
     let mut changed = members.iter().filter(|(key, value)| old.get(key) != Some(value)).peekable();
-    if changed.peek().is_none() {
-        return "again".into();
-    }
+    changed.peek()?;
     if let Some(status) = new["status"].as_str().filter(|_| old["status"] != new["status"]) {
-        return format!("status={status}");
+        return Some(format!("status={status}"));
     }
-    changed.map(|(key, _)| key.as_str()).collect::<Vec<_>>().join(", ")
+    Some(changed.map(|(key, _)| key.as_str()).collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]
@@ -139,10 +138,11 @@ mod tests {
     fn a_write_is_called_by_what_changes() {
         let old = serde_json::json!({"status": "creating", "pid": 0, "vmm": null});
         let new = serde_json::json!({"status": "created", "pid": 0, "vmm": {"pid": 7}});
+        let difference = |old: &Value, new: &Value| difference(old, new).unwrap_or_default();
         assert_eq!(difference(&old, &new), "status=created");
         assert_eq!(difference(&old, &serde_json::json!({"status": "creating", "pid": 1, "vmm": {}})), "pid, vmm");
         assert_eq!(difference(&Value::Null, &new), "new");
-        assert_eq!(difference(&new, &new), "again");
+        assert_eq!(difference(&new, &new), "", "it is not told");
     }
 
     #[test]
