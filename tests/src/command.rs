@@ -59,15 +59,30 @@ impl Background {
         self.child.try_wait().unwrap().is_some()
     }
 
+    /// What it has written to its standard output so far.
+    pub fn said(&self) -> String {
+        let mut bytes = vec![0; 4096];
+        let count = std::os::unix::fs::FileExt::read_at(&self.stdout, &mut bytes, 0).unwrap();
+        String::from_utf8_lossy(&bytes[..count]).into_owned()
+    }
+
     /// Waits for its end; panics when it does not come within `deadline`.
     #[track_caller]
-    pub fn finish_within(mut self, deadline: Duration) -> Output {
+    pub fn finish_within(self, deadline: Duration) -> Output {
+        let what = self.what.clone();
+        self.finish_or_kill(deadline).unwrap_or_else(|| panic!("did not end within {deadline:?}: {what}"))
+    }
+
+    /// Waits for its end; kills it when that does not come within `deadline`.
+    pub fn finish_or_kill(mut self, deadline: Duration) -> Option<Output> {
         let end = Instant::now() + deadline;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            assert!(Instant::now() < end, "did not end within {deadline:?}: {}", self.what);
+            if Instant::now() > end {
+                return None;
+            }
             thread::sleep(Duration::from_millis(5));
         };
         let code =
@@ -78,7 +93,8 @@ impl Background {
             file.read_to_end(&mut bytes).unwrap();
             bytes
         };
-        Output { code, stdout: take(&self.stdout), stderr: String::from_utf8_lossy(&take(&self.stderr)).into_owned() }
+        let stderr = String::from_utf8_lossy(&take(&self.stderr)).into_owned();
+        Some(Output { code, stdout: take(&self.stdout), stderr })
     }
 
     /// Waits for its end.

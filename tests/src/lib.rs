@@ -9,7 +9,9 @@
 
 pub mod agent;
 mod command;
+pub mod debugger;
 mod guest;
+mod program;
 mod snapshot;
 mod terminal;
 
@@ -22,6 +24,7 @@ use std::{
 
 pub use command::{Background, Output, run, run_with_input};
 pub use guest::{disk_image, needs_monolithic_kernel};
+pub use program::static_program;
 pub use snapshot::Snapshot;
 pub use terminal::Terminal;
 

@@ -3,14 +3,13 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use engines::{
     Handler,
     cri::{Node, Pod, number},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Samples;
 use crate::{progress, report::Report};
@@ -35,17 +34,7 @@ pub struct What {
 /// Builds the probe.
 pub fn probe() -> Result<PathBuf, String> {
     progress("building the probe");
-    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(&top).args(["build-static", "--quiet", "--release", "--package", "kata-probe"]);
-    cargo.args(["--message-format", "json-render-diagnostics"]);
-    let output = cargo.stderr(std::process::Stdio::inherit()).output().map_err(|e| format!("start cargo: {e}"))?;
-    let messages = String::from_utf8_lossy(&output.stdout).into_owned();
-    let program = messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok()?["executable"].as_str().map(PathBuf::from))
-        .next_back();
-    program.ok_or_else(|| format!("cargo does not build kata-probe ({}); its reason is above", output.status))
+    e2e::static_program("kata-probe")
 }
 
 /// Measures both pods against a server in a third one, which is runc's.

@@ -13,8 +13,8 @@ const TABLES: [(&str, &str); 3] =
 
 /// Keys that name a file of the host, decide who may name one, or say whom the host talks to. Whoever may write a pod may not choose what the host
 /// executes.
-const OF_THE_HOST: [&str; 7] =
-    ["path", "kernel", "initrd", "image", "enable_annotations", "enable_tracing", "otlp_endpoint"];
+const OF_THE_HOST: [&str; 8] =
+    ["path", "kernel", "initrd", "image", "enable_annotations", "enable_tracing", "otlp_endpoint", "debug_steps"];
 
 /// Whether a key is never a pod's to set.
 pub(crate) fn is_of_the_host(key: &str) -> bool {
@@ -106,12 +106,13 @@ mod tests {
     #[test]
     fn an_allowed_annotation_counts_and_others_are_ignored_with_a_reason() {
         let (config, ignored) = annotate(
-            &["default_.*", "kernel_params"],
+            &["default_.*", "kernel_params", "debug_.*"],
             &[
                 ("hypervisor.default_vcpus", "2"),
                 ("hypervisor.kernel_params", "a=1"),
                 ("hypervisor.machine_type", "microvm"),
                 ("hypervisor.path", "/bin/evil"),
+                ("runtime.debug_steps", "/run/evil"),
                 ("other.key", "x"),
             ],
         );
@@ -119,9 +120,10 @@ mod tests {
         assert_eq!(config.qemu.kernel_params, "a=1");
         assert_eq!(config.qemu.machine_type, None);
         let ignored = ignored.unwrap();
-        assert_eq!(ignored.len(), 3);
+        assert_eq!(ignored.len(), 4);
         assert!(ignored[0].contains("machine_type") && ignored[0].contains("enable_annotations"), "{ignored:?}");
         assert!(ignored[1].contains("the host's to choose") && ignored[2].contains("no table"), "{ignored:?}");
+        assert!(ignored[3].contains("debug_steps") && ignored[3].contains("the host's to choose"), "{ignored:?}");
     }
 
     #[test]

@@ -62,6 +62,7 @@ struct AgentTable {
 #[serde(deny_unknown_fields, default)]
 struct KataTable {
     dial_timeout: Option<Spanned<i64>>,
+    liveness_timeout: Option<Spanned<i64>>,
     enable_debug: Option<bool>,
     debug_console_enabled: Option<bool>,
 }
@@ -74,6 +75,7 @@ struct RuntimeTable {
     otlp_endpoint: Option<Spanned<String>>,
     internetworking_model: Option<Internetworking>,
     static_sandbox_resource_mgmt: Option<bool>,
+    debug_steps: Option<Spanned<PathBuf>>,
 }
 
 /// Loads the file `given`, with the reason why it is that one, or else the first of `searched`; then the drop-ins.
@@ -189,18 +191,27 @@ pub(crate) fn apply_text(config: &mut Config, path: &Path, text: &str) -> Result
     set(virtio_fs_cache, table.virtio_fs_cache);
     set(enable_debug, table.enable_debug);
     set_image(&mut config.qemu, image, &source)?;
-    let Agent { dial_timeout, enable_debug, debug_console_enabled } = &mut config.agent;
+    let Agent { dial_timeout, liveness_timeout, enable_debug, debug_console_enabled } = &mut config.agent;
     let table = file.agent.kata;
     set(dial_timeout, source.number("dial_timeout", "seconds", table.dial_timeout, 1, 3600)?.map(seconds));
+    let liveness = source.number("liveness_timeout", "seconds", table.liveness_timeout, 0, 86_400)?;
+    set(liveness_timeout, liveness.map(seconds));
     set(enable_debug, table.enable_debug);
     set(debug_console_enabled, table.debug_console_enabled);
-    let Runtime { enable_debug, enable_tracing, otlp_endpoint, internetworking_model, static_sandbox_resource_mgmt } =
-        &mut config.runtime;
+    let Runtime {
+        enable_debug,
+        enable_tracing,
+        otlp_endpoint,
+        internetworking_model,
+        static_sandbox_resource_mgmt,
+        debug_steps,
+    } = &mut config.runtime;
     set(enable_debug, file.runtime.enable_debug);
     set(enable_tracing, file.runtime.enable_tracing);
     set(otlp_endpoint, source.endpoint(file.runtime.otlp_endpoint)?);
     set(internetworking_model, file.runtime.internetworking_model);
     set(static_sandbox_resource_mgmt, file.runtime.static_sandbox_resource_mgmt);
+    set_some(debug_steps, source.absolute("debug_steps", file.runtime.debug_steps)?);
     Ok(())
 }
 

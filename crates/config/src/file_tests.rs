@@ -57,6 +57,7 @@ virtio_fs_cache = "never"
 enable_debug = true
 [agent.kata]
 dial_timeout = 7
+liveness_timeout = 9
 enable_debug = true
 debug_console_enabled = true
 [runtime]
@@ -65,6 +66,7 @@ enable_tracing = true
 otlp_endpoint = "http://collector"
 internetworking_model = "macvtap"
 static_sandbox_resource_mgmt = true
+debug_steps = "/d"
 "#,
     )
     .unwrap();
@@ -89,7 +91,12 @@ static_sandbox_resource_mgmt = true
     assert_eq!(config.qemu, qemu);
     assert_eq!(
         config.agent,
-        Agent { dial_timeout: Duration::from_secs(7), enable_debug: true, debug_console_enabled: true }
+        Agent {
+            dial_timeout: Duration::from_secs(7),
+            liveness_timeout: Duration::from_secs(9),
+            enable_debug: true,
+            debug_console_enabled: true
+        }
     );
     assert_eq!(
         config.runtime,
@@ -99,6 +106,7 @@ static_sandbox_resource_mgmt = true
             otlp_endpoint: "http://collector:4318/v1/traces".parse().unwrap(),
             internetworking_model: Internetworking::Macvtap,
             static_sandbox_resource_mgmt: true,
+            debug_steps: Some("/d".into()),
         }
     );
 }

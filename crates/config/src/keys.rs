@@ -192,6 +192,14 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         table: AGENT,
+        name: "liveness_timeout",
+        meaning: "how long the guest may show no sign of life, or one of the machine's processes be stopped by a signal, before the machine is ended (our own key; [faults.md](faults.md))",
+        values: "seconds: 0 to 86400; 0: for ever",
+        default: "120",
+        value: |config| Some(config.agent.liveness_timeout.as_secs().to_string()),
+    },
+    Key {
+        table: AGENT,
         name: "enable_debug",
         meaning: "the agent logs to the console",
         values: SWITCH,
@@ -252,6 +260,14 @@ pub const KEYS: &[Key] = &[
         values: SWITCH,
         default: "false",
         value: |config| Some(config.runtime.static_sandbox_resource_mgmt.to_string()),
+    },
+    Key {
+        table: RUNTIME,
+        name: "debug_steps",
+        meaning: "for debugging: a socket to which each step of a sandbox is told, and which is waited for (our own key; [faults.md](faults.md))",
+        values: PATH,
+        default: "none",
+        value: |config| path(config.runtime.debug_steps.as_deref()),
     },
 ];
 

@@ -119,6 +119,9 @@ pub struct Agent {
     /// `dial_timeout`, in seconds in the file, 1 to 3600: how long the guest may take from the start of the hypervisor to the
     /// agent's first answer. Default: 60 s.
     pub dial_timeout: Duration,
+    /// `liveness_timeout`, in seconds in the file, 0 to 86400: how long the guest may show no sign of life, or one of the machine's processes be
+    /// stopped, before the machine is ended. 0: for ever. Default: 120 s.
+    pub liveness_timeout: Duration,
     /// `enable_debug`: let the agent log what it does to the guest's console. Default: false.
     pub enable_debug: bool,
     /// `debug_console_enabled`: let the agent run programs outside of containers. Default: false.
@@ -138,6 +141,9 @@ pub struct Runtime {
     pub internetworking_model: Internetworking,
     /// `static_sandbox_resource_mgmt`: the machine has the size that is known when it is started, and never another. Default: false.
     pub static_sandbox_resource_mgmt: bool,
+    /// `debug_steps`, a key of our own: a socket, absolute, to which each step of a sandbox is told before it goes on. No annotation can set
+    /// it. Default: none.
+    pub debug_steps: Option<PathBuf>,
 }
 
 /// How the interfaces of a network namespace reach the guest.
@@ -263,7 +269,12 @@ impl Default for Qemu {
 
 impl Default for Agent {
     fn default() -> Self {
-        Agent { dial_timeout: Duration::from_secs(60), enable_debug: false, debug_console_enabled: false }
+        Agent {
+            dial_timeout: Duration::from_secs(60),
+            liveness_timeout: Duration::from_secs(120),
+            enable_debug: false,
+            debug_console_enabled: false,
+        }
     }
 }
 

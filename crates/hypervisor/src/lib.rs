@@ -76,6 +76,7 @@ pub use devices::{Disk, Link, Nic};
 pub use error::Error;
 pub use exit::{ExitCause, ExitReason};
 pub use qemu::{Qemu, QemuConfig};
+pub use tail::printable;
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

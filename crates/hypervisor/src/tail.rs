@@ -53,12 +53,24 @@ impl Tail {
     fn clean(&self) -> Vec<String> {
         let bytes: Vec<u8> = self.bytes.iter().copied().collect();
         // A carriage return starts a line anew on a terminal: what follows must not be glued to what it would overwrite.
-        bytes.split(|byte| matches!(byte, b'\n' | b'\r')).map(clean_line).filter(|line| !line.is_empty()).collect()
+        bytes
+            .split(|byte| matches!(byte, b'\n' | b'\r'))
+            .map(|line| clean_line(line, LINE_LIMIT))
+            .filter(|line| !line.is_empty())
+            .collect()
     }
 }
 
-/// Text without escape sequences, control characters and trailing blanks, cut to [`LINE_LIMIT`].
-fn clean_line(line: &[u8]) -> String {
+/// Text that a guest may have chosen, fit to be shown: at most [`TAIL_LINES`] lines without escape sequences, control characters and trailing
+/// blanks, none longer than `limit` bytes and a character.
+pub fn printable(text: &str, limit: usize) -> String {
+    let lines: Vec<String> =
+        text.split(['\n', '\r']).take(TAIL_LINES).map(|line| clean_line(line.as_bytes(), limit)).collect();
+    lines.join("\n").trim_end().to_owned()
+}
+
+/// Text without escape sequences, control characters and trailing blanks, cut to `limit`.
+fn clean_line(line: &[u8], limit: usize) -> String {
     let text = String::from_utf8_lossy(line);
     let mut out = String::new();
     let mut characters = text.chars().peekable();
@@ -73,7 +85,7 @@ fn clean_line(line: &[u8]) -> String {
         } else if !character.is_control() && !is_invisible(character) {
             out.push(character);
         }
-        if out.len() >= LINE_LIMIT {
+        if out.len() >= limit {
             out.push('…');
             break;
         }
@@ -118,6 +130,14 @@ mod tests {
         let shown =
             tail(b"\x1bc\x1b[?7l\x1b[2J\x1b[0mSeaBIOS\r\n\x07be\x00ep\x1b]0;title\x07\n\xff\xe2\x80\xae!\n\n").lines();
         assert_eq!(shown, ["SeaBIOS", "beep0;title", "\u{fffd}!"]);
+    }
+
+    #[test]
+    fn text_of_a_guest_is_made_fit_to_be_shown() {
+        assert_eq!(printable("exec: \"x\": no\x1b[2J such\tfile\nmore\r\n", 100), "exec: \"x\": no such file\nmore");
+        assert_eq!(printable(&"abc ".repeat(1000), 10), "abc abc ab…");
+        assert_eq!(printable(&"x\n".repeat(1000), 10).lines().count(), TAIL_LINES);
+        assert_eq!(printable("", 10), "");
     }
 
     #[test]

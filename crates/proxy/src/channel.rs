@@ -52,6 +52,8 @@ pub(crate) struct Core {
     /// What the peer may still send on streams that have no slot any more, bytes.
     pub(crate) tolerated: u64,
     pub(crate) out: Outbound,
+    /// The ping that the peer has answered last.
+    pub(crate) answered: Option<u32>,
     /// Streams that wait to be accepted.
     backlog: VecDeque<u32>,
     acceptor: Option<Waker>,
@@ -84,6 +86,7 @@ impl Core {
             seen: Seen::default(),
             tolerated: 0,
             out: Outbound::default(),
+            answered: None,
             backlog: VecDeque::new(),
             acceptor: None,
             accepting,

@@ -47,6 +47,19 @@ impl Opener {
         });
     }
 
+    /// Asks for a sign of life, which [`Opener::answered`] tells of. One that is not sent yet is replaced.
+    pub fn ping(&self, cookie: u32) {
+        self.channel.with(|core| {
+            core.out.ping(cookie);
+            core.wake_driver();
+        });
+    }
+
+    /// The cookie that the peer has answered a ping with last; it may be any, if the peer is hostile.
+    pub fn answered(&self) -> Option<u32> {
+        self.channel.with(|core| core.answered)
+    }
+
     /// How many streams there are, of both sides, those included that are closed but whose end the peer has not been
     /// told.
     pub fn streams(&self) -> usize {

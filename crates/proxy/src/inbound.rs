@@ -58,8 +58,9 @@ impl Core {
     fn on_header(&mut self, header: Header, payload: &mut Payload) -> Result<(), Error> {
         match header.kind {
             Kind::Ping => {
-                // This side sends no pings, so an answer to one means nothing.
-                if !header.has(flag::ACK) {
+                if header.has(flag::ACK) {
+                    self.answered = Some(header.value);
+                } else {
                     self.out.pong(header.value);
                 }
                 return Ok(());

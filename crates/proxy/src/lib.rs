@@ -74,7 +74,7 @@
 //! # What of yamux is used
 //!
 //! Streams open with a window update that carries SYN. An acknowledgement is sent with the first frame that goes
-//! back, never by itself. No keep-alive pings are sent; pings are answered. After a go-away of code 0 no stream can be
+//! back, never by itself. Pings are answered, and sent when the user asks for a sign of life. After a go-away of code 0 no stream can be
 //! opened and the present ones go on; any other code ends the channel.
 
 #![forbid(unsafe_code)]

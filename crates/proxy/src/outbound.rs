@@ -59,6 +59,8 @@ pub(crate) struct Outbound {
     pub(crate) control: VecDeque<u32>,
     /// Streams of the peer that were refused.
     refused: VecDeque<u32>,
+    /// The ping that is to be sent.
+    ping: Option<u32>,
     /// The newest ping that was not answered. Older ones are not: a peer learns nothing from them that this does not
     /// say.
     pong: Option<u32>,
@@ -77,6 +79,7 @@ impl Default for Outbound {
             granted: 0,
             control: VecDeque::new(),
             refused: VecDeque::new(),
+            ping: None,
             pong: None,
             go_away: None,
         }
@@ -116,6 +119,10 @@ impl Outbound {
             _ => (HEADER, HEADER),
         };
         (TURN - used).min(BUFFER.saturating_sub(self.buffer.len() + header))
+    }
+
+    pub(crate) fn ping(&mut self, cookie: u32) {
+        self.ping = Some(cookie);
     }
 
     pub(crate) fn pong(&mut self, cookie: u32) {
@@ -225,6 +232,9 @@ impl Core {
     /// At most one frame per stream and per refusal, and each is due to something that happened since the last, so the
     /// buffer grows by 12 bytes per stream at most before the driver takes it.
     fn send_controls(&mut self) {
+        if let Some(cookie) = self.out.ping.take() {
+            self.out.header(Header { kind: Kind::Ping, flags: flag::SYN, id: 0, value: cookie });
+        }
         if let Some(cookie) = self.out.pong.take() {
             self.out.header(Header { kind: Kind::Ping, flags: flag::ACK, id: 0, value: cookie });
         }

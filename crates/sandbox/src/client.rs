@@ -8,7 +8,7 @@ use std::{
         unix::net::UnixStream,
     },
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use agent_api::{ExitStatus, ProcessInfo, WindowSize, frame, statistics::Statistics};
@@ -25,7 +25,7 @@ use crate::{
     api::{Reply, Request, StdioSet},
     hooks::Point,
     passing,
-    store::{ContainerState, StateDir, Store},
+    store::{self, ContainerState, StateDir, Store},
 };
 
 /// How long a call may take that only passes through the daemon and the agent.
@@ -34,6 +34,14 @@ const CALL_DEADLINE: Duration = Duration::from_secs(30);
 const DELETE_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a change of limits may take: the guest's kernel may have to make room first.
 const UPDATE_DEADLINE: Duration = Duration::from_secs(75);
+
+/// How often a caller that waits looks whether somebody has stopped the daemon, and after how many times it gives up. One that waits for a
+/// process's end, which may take months, is more patient, and its end would be that of the container.
+const LOOK: (Duration, u32) = (Duration::from_secs(3), 3);
+const LOOK_WHILE_IT_RUNS: (Duration, u32) = (Duration::from_secs(15), 2);
+
+/// How long a daemon that hangs up may take to be gone, if it is dying.
+const LAST_MOMENT: Duration = Duration::from_millis(500);
 
 /// The daemon's ends of a process's stdio: one end each of a stream socket pair.
 #[derive(Debug, Default)]
@@ -268,7 +276,13 @@ impl Client {
     /// [`Error::Sandbox`] when it has not stopped; [`Error::Deadline`] or [`Error::Io`] when something cannot be removed.
     pub fn delete(&self, force: bool) -> Result<()> {
         let state = self.dir.load();
-        let asked = self.call("delete the container", &Request::Delete { force }, &[]);
+        let step = "delete the container";
+        let stopped = state.as_ref().ok().and_then(|state| state.daemon).filter(|daemon| store::is_stopped(daemon.pid));
+        let asked = match stopped {
+            // It is killed without having been asked.
+            Some(daemon) if force => Err(stopped_daemon(step, daemon.pid)),
+            _ => self.call(step, &Request::Delete { force }, &[]),
+        };
         match asked.and_then(|mut connection| connection.reply(Some(DELETE_DEADLINE))) {
             Ok(Reply::Failed { kind, message }) if !force => return Err(Error::Sandbox { kind, message }),
             // The daemon has given the directory another name, and somebody may have taken that of the container.
@@ -290,7 +304,12 @@ impl Client {
             && daemon.is_alive()
         {
             // It kills the machine first; if it does not come to its end, `purge` kills it.
-            crate::sys::wait_gone(&handle, if force { Duration::from_secs(5) } else { DELETE_DEADLINE });
+            let patience = match (stopped, force) {
+                (Some(_), true) => Duration::ZERO,
+                (None, true) => Duration::from_secs(5),
+                (_, false) => DELETE_DEADLINE,
+            };
+            crate::sys::wait_gone(&handle, patience);
         }
         self.dir.purge()
     }
@@ -319,11 +338,7 @@ impl Events {
     /// # Errors
     /// The daemon says something else.
     pub fn next(&mut self, at_most: Duration) -> Result<Heard> {
-        let timeout = Timespec {
-            tv_sec: at_most.as_secs().try_into().unwrap_or(i64::MAX),
-            tv_nsec: at_most.subsec_nanos().into(),
-        };
-        match poll(&mut [PollFd::new(&self.connection.stream, PollFlags::IN)], Some(&timeout)) {
+        match poll(&mut [PollFd::new(&self.connection.stream, PollFlags::IN)], Some(&timespec(at_most))) {
             Ok(0) | Err(Errno::INTR) => return Ok(Heard::Nothing),
             Ok(_) => {}
             Err(error) => return Err(Error::io("listen to the container", error)),
@@ -364,6 +379,8 @@ impl Connection {
     }
 
     pub(crate) fn send(&mut self, request: &impl serde::Serialize, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
+        let limited = self.stream.set_write_timeout(Some(CALL_DEADLINE));
+        limited.map_err(|e| Error::io(format!("{}: set a deadline", self.step), e))?;
         passing::send(&self.stream, request, descriptors).map_err(|e| self.broken(e))
     }
 
@@ -372,7 +389,7 @@ impl Connection {
         match source {
             frame::FrameError::Io(ref e) if matches!(e.kind(), WouldBlock | TimedOut) => Error::Deadline {
                 what: format!("{}: an answer of the sandbox daemon", self.step),
-                seconds: self.stream.read_timeout().ok().flatten().unwrap_or_default().as_secs(),
+                seconds: CALL_DEADLINE.as_secs(),
             },
             frame::FrameError::Io(ref e) if !matches!(e.kind(), BrokenPipe | ConnectionReset | UnexpectedEof) => {
                 Error::Frame { step: format!("{}: speak to the sandbox daemon", self.step), source }
@@ -385,8 +402,37 @@ impl Connection {
     }
 
     pub(crate) fn reply(&mut self, deadline: Option<Duration>) -> Result<Reply> {
-        self.stream.set_read_timeout(deadline).map_err(|e| Error::io(format!("{}: set a deadline", self.step), e))?;
+        self.wait(deadline)?;
+        // What has begun to arrive is short.
+        let limited = self.stream.set_read_timeout(Some(CALL_DEADLINE));
+        limited.map_err(|e| Error::io(format!("{}: set a deadline", self.step), e))?;
         frame::read_blocking(&mut self.stream, frame::MAX_REPLY).map_err(|e| self.broken(e))
+    }
+
+    /// Returns when something has arrived, or the daemon has hung up.
+    fn wait(&self, deadline: Option<Duration>) -> Result<()> {
+        let (look, most) = if deadline.is_some() { LOOK } else { LOOK_WHILE_IT_RUNS };
+        let begun = Instant::now();
+        let mut stopped = 0;
+        loop {
+            let left = deadline.map_or(look, |deadline| deadline.saturating_sub(begun.elapsed()).min(look));
+            match poll(&mut [PollFd::new(&self.stream, PollFlags::IN)], Some(&timespec(left))) {
+                Ok(0) => {}
+                Err(Errno::INTR) => continue,
+                Ok(_) => return Ok(()),
+                Err(error) => return Err(Error::io(format!("{}: wait for the sandbox daemon", self.step), error)),
+            }
+            if let Some(deadline) = deadline.filter(|deadline| begun.elapsed() >= *deadline) {
+                let what = format!("{}: an answer of the sandbox daemon", self.step);
+                return Err(Error::Deadline { what, seconds: deadline.as_secs() });
+            }
+            let daemon = self.dir.load().ok().and_then(|state| state.daemon);
+            match daemon.filter(|daemon| store::is_stopped(daemon.pid)) {
+                Some(daemon) if stopped + 1 >= most => return Err(stopped_daemon(&self.step, daemon.pid)),
+                Some(_) => stopped += 1,
+                None => stopped = 0,
+            }
+        }
     }
 
     pub(crate) fn unexpected(&self, reply: Reply) -> Error {
@@ -411,10 +457,27 @@ impl Connection {
     }
 }
 
+fn timespec(time: Duration) -> Timespec {
+    Timespec { tv_sec: time.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: time.subsec_nanos().into() }
+}
+
+fn stopped_daemon(step: &str, pid: u32) -> Error {
+    let message = format!(
+        "{step}: the sandbox daemon (pid {pid}) was stopped by a signal; continue it (kill -CONT {pid}) or delete the container by force"
+    );
+    Error::Sandbox { kind: None, message }
+}
+
 /// What can be said of a daemon that does not answer.
 fn epitaph(dir: &StateDir) -> String {
     let state = dir.load().ok();
     let daemon = state.as_ref().and_then(|s| s.daemon);
+    // Its connections are closed a moment before it is gone.
+    if let Some(handle) =
+        daemon.filter(|daemon| daemon.is_alive()).and_then(|daemon| crate::sys::open_process(daemon.pid))
+    {
+        crate::sys::wait_gone(&handle, LAST_MOMENT);
+    }
     let mut text = match (&state, daemon) {
         (None, _) => format!("container {:?} is gone", dir.id()),
         (Some(_), None) => "the sandbox daemon has not answered yet".into(),

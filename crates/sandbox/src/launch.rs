@@ -28,6 +28,7 @@ use crate::{
     joining::Joining,
     plan::Plan,
     pod::{Demand, Limits},
+    steps,
     store::{ContainerState, ProcessRef, StateDir, Store},
     sys,
     timeline::Timeline,
@@ -109,6 +110,7 @@ impl<'a> Launch<'a> {
     pub fn prepare(self, warn: &mut dyn FnMut(&str)) -> Result<Launching<'a>> {
         let Launch { store, id, bundle, joining, config, growing, begun_ns } = self;
         store.check_free(id)?;
+        steps::observe(config.runtime.debug_steps.as_deref());
         let plan = Plan::new(config, warn)?;
         bundle.check_host_network(config.runtime.internetworking_model)?;
         let network = check_network(bundle)?;
@@ -300,6 +302,7 @@ fn converse(dir: &StateDir, boot: &Boot, attached: Vec<BorrowedFd<'_>>, stdio: &
     // Never waited for: it outlives this process, whose successor as its parent reaps it.
     let child = command.spawn().map_err(|e| Error::io("start the sandbox daemon", e))?;
     drop(command);
+    steps::passed("daemon-spawned");
 
     // Written by us as well as by the daemon, so that there is no moment in which nobody knows of it.
     let mut state = boot.state.clone();

@@ -51,6 +51,7 @@ pub mod plan;
 pub mod pod;
 pub mod rootfs;
 mod seccomp;
+mod steps;
 pub mod store;
 mod sys;
 pub mod timeline;

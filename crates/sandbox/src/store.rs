@@ -23,7 +23,7 @@ use std::{
 use agent_api::ExitStatus;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, sys};
+use crate::{Error, Result, steps, sys};
 
 /// Where a root user's containers are unless `--root` says otherwise.
 pub const DEFAULT_ROOT: &str = "/run/kata-runtime";
@@ -74,9 +74,8 @@ pub struct ProcessRef {
 impl ProcessRef {
     /// The process that has this number now; `None` if there is none.
     pub fn of(pid: u32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let after_name = &stat[stat.rfind(')')? + 1..];
-        let mut fields = after_name.split_ascii_whitespace();
+        let stat = stat_of(pid)?;
+        let mut fields = stat.split_ascii_whitespace();
         let state = fields.next()?;
         // A zombie is gone for every purpose but its parent's.
         if state == "Z" || state == "X" {
@@ -105,6 +104,17 @@ impl ProcessRef {
             seconds: REAP_DEADLINE.as_secs(),
         })
     }
+}
+
+/// What `/proc/PID/stat` says after the name.
+fn stat_of(pid: u32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(stat[stat.rfind(')')? + 1..].to_owned())
+}
+
+/// Whether a signal has stopped the process that has this number now. A debugger that holds it does not count.
+pub(crate) fn is_stopped(pid: u32) -> bool {
+    stat_of(pid).is_some_and(|stat| stat.trim_start().starts_with('T'))
 }
 
 /// What `state.json` holds.
@@ -273,6 +283,7 @@ impl StateDir {
     /// # Errors
     /// [`Error::Io`].
     pub fn save(&self, state: &ContainerState) -> Result<()> {
+        steps::reach_write(|| fs::read(self.file("state.json")), state)?;
         self.replace("state.json", &serde_json::to_vec_pretty(state).map_err(|e| Error::io("encode state.json", e))?)
     }
 

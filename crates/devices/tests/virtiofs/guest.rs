@@ -20,18 +20,18 @@ use vhost::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
-const MEMORY: u64 = 4 << 20;
+pub const MEMORY: u64 = 4 << 20;
 /// Where the memory lies for the front end. Nothing is mapped there; vhost-user wants queues given as such addresses.
 const BASE: u64 = 0x7000_0000;
-const QUEUE_SIZE: u16 = 16;
+pub const QUEUE_SIZE: u16 = 16;
 /// Queue 0 is the one for urgent requests, 1 the one used here. Each has its own 16 KiB of memory.
 const QUEUES: u64 = 2;
 const DESCRIPTORS: u64 = 0;
 const AVAILABLE: u64 = 0x1000;
 const USED: u64 = 0x2000;
-const REQUEST: u64 = 0x1_0000;
-const REPLY: u64 = 0x10_0000;
-const REPLY_SIZE: u32 = 0x10_0000;
+pub const REQUEST: u64 = 0x1_0000;
+pub const REPLY: u64 = 0x10_0000;
+pub const REPLY_SIZE: u32 = 0x10_0000;
 const DEADLINE: Duration = Duration::from_secs(10);
 
 pub const VERSION_1: u64 = 1 << 32;
@@ -42,17 +42,29 @@ pub mod op {
     pub const LOOKUP: u32 = 1;
     pub const FORGET: u32 = 2;
     pub const READLINK: u32 = 5;
+    pub const SYMLINK: u32 = 6;
     pub const MKNOD: u32 = 8;
+    pub const MKDIR: u32 = 9;
+    pub const UNLINK: u32 = 10;
+    pub const RENAME: u32 = 12;
+    pub const LINK: u32 = 13;
     pub const OPEN: u32 = 14;
     pub const READ: u32 = 15;
     pub const WRITE: u32 = 16;
+    pub const RELEASE: u32 = 18;
     pub const SETXATTR: u32 = 21;
     pub const GETXATTR: u32 = 22;
     pub const INIT: u32 = 26;
+    pub const READDIR: u32 = 28;
     pub const CREATE: u32 = 35;
 }
 
 pub const ROOT: u64 = 1;
+
+/// Flags of a descriptor.
+pub const NEXT: u16 = 1;
+pub const WRITE: u16 = 2;
+pub const INDIRECT: u16 = 4;
 
 pub struct Guest {
     pub features: u64,
@@ -84,6 +96,17 @@ type Result<T> = std::result::Result<T, Errno>;
 impl Guest {
     /// Goes through the vhost-user handshake and FUSE_INIT.
     pub fn boot(socket: OwnedFd) -> Self {
+        let mut guest = Self::connect(socket);
+        // Version 7.36, and every feature; bit 30 says that there are more than 32.
+        let all = u32::MAX >> 1;
+        let init = [7, 36, 0x2_0000, all].into_iter().chain([u32::MAX]).chain([0; 11]);
+        let reply = guest.request(op::INIT, 0, &init.flat_map(u32::to_le_bytes).collect::<Vec<_>>()).unwrap();
+        guest.negotiated = u32_at(&reply, 12);
+        guest
+    }
+
+    /// Goes through the vhost-user handshake.
+    pub fn connect(socket: OwnedFd) -> Self {
         let mut frontend = Frontend::from_stream(UnixStream::from(socket), QUEUES);
         frontend.set_owner().unwrap();
         let features = frontend.get_features().unwrap();
@@ -121,16 +144,10 @@ impl Guest {
             frontend.set_vring_kick(queue, kick).unwrap();
             frontend.set_vring_enable(queue, true).unwrap();
         }
-        let mut guest = Self { features, frontend, memory, kicks, call, sent: 0, uid: 0, negotiated: 0 };
-        // Version 7.36, and every feature; bit 30 says that there are more than 32.
-        let all = u32::MAX >> 1;
-        let init = [7, 36, 0x2_0000, all].into_iter().chain([u32::MAX]).chain([0; 11]);
-        let reply = guest.request(op::INIT, 0, &init.flat_map(u32::to_le_bytes).collect::<Vec<_>>()).unwrap();
-        guest.negotiated = u32_at(&reply, 12);
-        guest
+        Self { features, frontend, memory, kicks, call, sent: 0, uid: 0, negotiated: 0 }
     }
 
-    fn put(&self, bytes: &[u8], address: u64) {
+    pub fn put(&self, bytes: &[u8], address: u64) {
         self.memory.write_all_at(bytes, address).unwrap();
     }
 
@@ -142,15 +159,22 @@ impl Guest {
         }
         request.extend(body);
         self.put(&request, REQUEST);
+        self.chain(&[(REQUEST, length, NEXT, 1), (REPLY, REPLY_SIZE, WRITE, 0)], 0);
+    }
 
-        let descriptor = |address: u64, length: u32, flags: u16, next: u16| {
-            [&address.to_le_bytes()[..], &length.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat()
-        };
-        let (next, write) = (1, 2);
-        self.put(&descriptor(REQUEST, length, next, 1), DESCRIPTORS);
-        self.put(&descriptor(REPLY, REPLY_SIZE, write, 0), DESCRIPTORS + 16);
-        self.put(&0u16.to_le_bytes(), AVAILABLE + 4 + 2 * u64::from(self.sent % QUEUE_SIZE));
-        self.sent = self.sent.wrapping_add(1);
+    /// Puts descriptors (address, length, flags, next) into the table and makes the chain that begins at `head` available.
+    pub fn chain(&mut self, descriptors: &[(u64, u32, u16, u16)], head: u16) {
+        for (at, (address, length, flags, next)) in (DESCRIPTORS..).step_by(16).zip(descriptors) {
+            let fields = [&address.to_le_bytes()[..], &length.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()];
+            self.put(&fields.concat(), at);
+        }
+        self.put(&head.to_le_bytes(), AVAILABLE + 4 + 2 * u64::from(self.sent % QUEUE_SIZE));
+        self.advance(1);
+    }
+
+    /// Says that so many more chains are available.
+    pub fn advance(&mut self, chains: u16) {
+        self.sent = self.sent.wrapping_add(chains);
         self.put(&self.sent.to_le_bytes(), AVAILABLE + 2);
         self.kicks[1].write(1).unwrap();
     }
@@ -264,10 +288,10 @@ fn entry(reply: &[u8]) -> Entry {
     Entry { node: u64_at(reply, 0), mode: u32_at(reply, attributes + 60), flags: u32_at(reply, attributes + 84) }
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
 }

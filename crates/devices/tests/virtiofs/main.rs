@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod guest;
+mod hostile;
 
 use std::{
     collections::BTreeSet,
@@ -63,6 +64,11 @@ const TESTS: &[Test] = &[
     ("it_dies_with_its_handle", dies_with_its_handle),
     ("a_guest_that_sends_nonsense_loses_its_file_system_and_the_reason_is_told", nonsense),
     ("what_cannot_be_started_says_why", cannot_start),
+    ("names_that_a_guest_makes_up_lead_nowhere", hostile::names),
+    ("a_directory_that_turns_into_a_link_leads_nowhere", hostile::races),
+    ("requests_out_of_order_and_about_nothing_are_refused", hostile::out_of_order),
+    ("as_many_files_as_the_guest_likes_are_not_as_many_as_the_host_has", hostile::descriptor_bomb),
+    ("rings_that_lead_nowhere_end_the_server_or_nothing", hostile::rings),
 ];
 
 fn main() -> ExitCode {

@@ -183,11 +183,13 @@ async fn a_flood_of_pings_that_reads_no_answer_costs_one_answer() {
 }
 
 #[tokio::test]
-async fn answers_to_pings_are_ignored() {
-    let (mut raw, _opener, _acceptor, driver) = raw(Side::Host, Limits::host());
+async fn an_answer_that_nobody_asked_for_is_no_more_than_noted() {
+    let (mut raw, opener, _acceptor, driver) = raw(Side::Host, Limits::host());
+    assert_eq!(opener.answered(), None);
     raw.control(Kind::Ping, flag::ACK, 3).await;
     raw.silence().await;
     assert!(!driver.is_finished());
+    assert_eq!(opener.answered(), Some(3));
 }
 
 #[tokio::test]

@@ -5,6 +5,17 @@ use std::io::ErrorKind;
 use super::*;
 
 #[tokio::test]
+async fn a_ping_is_answered_by_the_other_side() {
+    let pair = pair();
+    for cookie in [7, 8] {
+        pair.host.ping(cookie);
+        settle().await;
+        assert_eq!(pair.host.answered(), Some(cookie));
+    }
+    assert_eq!(pair.guest.answered(), None);
+}
+
+#[tokio::test]
 async fn both_halves_close_independently() {
     let mut pair = pair();
     let (mut here, mut there) = pair.stream().await;

@@ -63,6 +63,8 @@ impl Host {
 
 /// How long a caller may take to say what it wants.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+/// How long nobody is accepted after that has failed.
+const PAUSE: Duration = Duration::from_millis(200);
 /// SIGKILL.
 const KILL: i32 = 9;
 
@@ -103,7 +105,11 @@ async fn serve_container(host: Rc<Host>, listener: UnixListener, empty: mpsc::Se
                 Ok((stream, _)) => {
                     tokio::task::spawn_local(answer(stream, host.clone(), deleted.clone(), empty.clone()));
                 }
-                Err(error) => eprintln!("accept a caller of {}: {error}", host.container()),
+                Err(error) => {
+                    // Who waits is still there: without a pause, this would be a busy loop until a descriptor is free.
+                    eprintln!("accept a caller of {}: {error}", host.container());
+                    tokio::time::sleep(PAUSE).await;
+                }
             },
             _ = end.recv() => break,
         }
@@ -314,16 +320,20 @@ pub(super) async fn answer_until_exit(
 }
 
 /// Lets a process on the host stand for one in the guest: each dies with the other.
-async fn supervise(stream: UnixStream, host: Rc<Host>, pid: u32, exec: Option<String>) {
+async fn supervise(mut stream: UnixStream, host: Rc<Host>, pid: u32, exec: Option<String>) {
     let Ok(ending) = host.sandbox.ending(host.container(), exec.as_deref()) else {
         return answer_until_exit(stream, host, exec, None).await;
     };
     if exec.is_none() && ProcessRef::of(pid).is_some() {
-        host.journal.update_or_log(|state| {
+        let noted = host.journal.update(|state| {
             if state.status != Status::Stopped {
                 state.pid = pid;
             }
         });
+        if let Err(error) = noted {
+            // An engine would look for the container's process in vain.
+            return drop(frame::write(&mut stream, &failed(error)).await);
+        }
     }
     answer_until_exit(stream, host.clone(), exec.clone(), Some(Reply::Done)).await;
     if ending.borrow().is_none() {

@@ -12,13 +12,14 @@ use devices::virtiofs;
 use hypervisor::{Disk, Hypervisor, Nic, SharedFs, Vm, VmConfig};
 use tokio::sync::watch;
 
-use super::{Machine, Observer, out_of_turn};
+use super::{Machine, Observer, liveness, out_of_turn};
 use crate::{
     Error, Result,
     identity::vmm_uid,
     journal::Journal,
     plan::Plan,
     pod::Demand,
+    steps,
     store::ProcessRef,
     sys,
     timeline::{self, Timeline},
@@ -68,7 +69,8 @@ pub(crate) async fn boot(order: Order<'_>, timeline: &mut Timeline) -> Result<Rc
     let (kill, killed) = watch::channel(false);
     let vm: Rc<dyn Vm> = vm.into();
     let machine = Machine::new(vm.clone(), opener, observer, death, kill);
-    tokio::task::spawn_local(watch_for_death(machine.clone(), vm.clone(), virtiofs, channel, died, killed));
+    let patience = plan.config.agent.liveness_timeout;
+    tokio::task::spawn_local(watch_for_death(machine.clone(), vm.clone(), virtiofs, channel, died, killed, patience));
 
     let greeted = greet(&machine, plan.config.agent.dial_timeout, timeline).await;
     for stage in vm.stages() {
@@ -81,9 +83,22 @@ pub(crate) async fn boot(order: Order<'_>, timeline: &mut Timeline) -> Result<Rc
         Ok(()) => Ok(machine),
         Err(error) => {
             machine.end().await;
-            Err(error)
+            // A guest that has died has shown its console already.
+            Err(match error {
+                Error::Deadline { .. } => Error::Silent { deadline: error.into(), console: last_lines(vm.as_ref()) },
+                other => other,
+            })
         }
     }
+}
+
+/// What the guest's console shows, to be added to the reason of its end.
+fn last_lines(vm: &dyn Vm) -> String {
+    let console = vm.console_tail();
+    if console.is_empty() {
+        return String::new();
+    }
+    format!("; last lines of the guest's console:\n  {}", console.join("\n  "))
 }
 
 /// The first conversation with the agent: a greeting, written before the guest is up and answered when it is. Gives the guest's kernel.
@@ -95,8 +110,12 @@ async fn greet(machine: &Rc<Machine>, deadline: Duration, timeline: &mut Timelin
     check_version(&reply)?;
     timeline.mark_guest(&reply.stages, reply.now_ns, here);
     timeline.mark_at("host", "agent-answered", here);
-    Ok(reply.kernel_release)
+    steps::passed("agent-answered");
+    Ok(hypervisor::printable(&reply.kernel_release, NAME_LIMIT))
 }
+
+/// Longest name that the guest may give itself, bytes: that of a kernel has 64.
+const NAME_LIMIT: usize = 128;
 
 fn hello() -> Result<Hello> {
     let mut entropy = vec![0; 64];
@@ -114,7 +133,8 @@ fn check_version(reply: &HelloReply) -> Result<()> {
         kind: Some(agent_api::FaultKind::Protocol),
         message: format!(
             "the agent in the guest image (version {}) speaks protocol {}, this program speaks {PROTOCOL_VERSION}; build the guest image anew",
-            reply.agent_version, reply.protocol
+            hypervisor::printable(&reply.agent_version, NAME_LIMIT),
+            reply.protocol
         ),
     })
 }
@@ -142,11 +162,14 @@ async fn watch_for_death(
     channel: proxy::Driver,
     died: watch::Sender<Option<Rc<str>>>,
     mut killed: watch::Receiver<bool>,
+    patience: Duration,
 ) {
+    let server = virtiofs.pid();
     let cause = tokio::select! {
         biased;
         _ = killed.wait_for(|killed| *killed) => None,
         cause = first_death(vm.as_ref(), &mut virtiofs) => Some(cause),
+        cause = liveness::lost(machine.opener(), [("QEMU", vm.pid()), ("the virtio-fs server", server)], patience) => Some(cause),
         end = channel => {
             // A broken channel is a symptom; the process that died shows as soon as it is reaped.
             let cause = tokio::time::timeout(CAUSE_DEADLINE, first_death(vm.as_ref(), &mut virtiofs)).await;
@@ -161,12 +184,7 @@ async fn watch_for_death(
         eprintln!("{}", crate::error::chain(&error));
     }
     if let Some(cause) = &cause {
-        let mut text = cause.clone();
-        let console = vm.console_tail();
-        if !console.is_empty() {
-            text.push_str("; last lines of the guest's console:\n  ");
-            text.push_str(&console.join("\n  "));
-        }
+        let text = format!("{cause}{}", last_lines(vm.as_ref()));
         machine.observer().died(&text);
         died.send_replace(Some(text.into()));
     } else {

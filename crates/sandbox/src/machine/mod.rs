@@ -6,6 +6,7 @@
 //! process's stdio ([`relay`]).
 
 pub(crate) mod boot;
+mod liveness;
 pub(crate) mod relay;
 
 use std::{
@@ -19,12 +20,16 @@ use agent_api::{ExitStatus, FaultKind, Reply, Request, StreamToken, frame};
 use hypervisor::Vm;
 use tokio::{sync::watch, task::JoinHandle};
 
-use crate::{Error, Result};
+use crate::{Error, Result, steps};
 
 /// How long the agent may take for one call.
 pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(30);
 /// How long after the channel broke the reason may take to show: a killed process has to be reaped first.
 const EPITAPH_DEADLINE: Duration = Duration::from_secs(3);
+/// Longest line of what the guest says of a failure, bytes: it names paths.
+const LINE_LIMIT: usize = 8 << 10;
+/// How much is told of a reply that should not be, bytes.
+const TOLD_OF_REPLY: usize = 200;
 /// How a process ends that is killed.
 const KILLED: ExitStatus = ExitStatus::Signal(9);
 /// Ended processes whose status is kept for a later `wait`.
@@ -137,6 +142,7 @@ impl Machine {
         request: &Request,
         deadline: Duration,
     ) -> Result<(Reply, proxy::Stream)> {
+        steps::reach(step)?;
         let talk = async {
             let mut stream = self.opener.open().map_err(|e| frame::FrameError::Io(std::io::Error::other(e)))?;
             frame::write(&mut stream, request).await?;
@@ -152,7 +158,10 @@ impl Machine {
             self.observer.answered(request.name(), asked.elapsed());
         }
         match answered {
-            Ok(Ok((Reply::Fault(fault), _))) => Err(Error::Sandbox { kind: Some(fault.kind), message: fault.message }),
+            Ok(Ok((Reply::Fault(fault), _))) => Err(Error::Sandbox {
+                kind: Some(fault.kind),
+                message: hypervisor::printable(&fault.message, LINE_LIMIT),
+            }),
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(self.why(step, error).await),
             Err(_) => Err(Error::Deadline {
@@ -276,5 +285,6 @@ pub async fn ended(mut ending: Ending) -> Outcome {
 }
 
 pub(crate) fn out_of_turn(step: &str, reply: &Reply) -> Error {
-    Error::State(format!("{step}: the agent answered out of turn: {reply:?}"))
+    let reply = hypervisor::printable(&format!("{reply:?}"), TOLD_OF_REPLY);
+    Error::State(format!("{step}: the agent answered out of turn: {reply}"))
 }

@@ -55,6 +55,7 @@ use crate::{
         out_of_turn, relay,
     },
     plan::Plan,
+    steps,
     timeline::{Timeline, Tracer, late},
     translate::{FirstDisks, Prepared},
 };
@@ -125,6 +126,7 @@ impl Sandbox {
     /// Whatever went wrong, with its step; the machine is gone then, the state directory is not.
     pub async fn boot(birth: Birth) -> Result<Rc<Self>> {
         let Birth { plan, demand, journal, observer, pod, network, disks, begun_ns, home } = birth;
+        steps::observe(plan.config.runtime.debug_steps.as_deref());
         let mut timeline = Timeline::new(begun_ns);
         timeline.mark("host-started");
         let shared = SharedDir::create(&journal.dir().file("shared"))?;
@@ -399,7 +401,7 @@ impl Sandbox {
         }
         let step = "list the processes";
         match self.machine.call(step, &Request::Processes { container: container.into() }).await? {
-            (Reply::Processes(processes), _) => Ok(processes),
+            (Reply::Processes(processes), _) => Ok(processes.into_iter().map(fit_to_be_shown).collect()),
             (other, _) => Err(out_of_turn(step, &other)),
         }
     }
@@ -514,7 +516,9 @@ impl Sandbox {
 
     /// Ends the machine and returns once its processes are gone.
     pub async fn stop(&self) {
+        steps::passed("machine-ending");
         self.machine.end().await;
+        steps::passed("machine-ended");
         self.close_network().await;
         if let Err(error) = self.shared.unmount() {
             eprintln!("{}", crate::error::chain(&error));
@@ -555,4 +559,14 @@ impl Sandbox {
             (other, _) => Err(out_of_turn(step, &other)),
         }
     }
+}
+
+/// Longest text of a process that is shown, bytes.
+const TEXT_LIMIT: usize = 4096;
+
+/// A process that the guest tells of, for a caller's terminal.
+fn fit_to_be_shown(process: ProcessInfo) -> ProcessInfo {
+    let clean = |text: &str| hypervisor::printable(&text.replace(['\n', '\r'], " "), TEXT_LIMIT);
+    let (tty, state, command) = (clean(&process.tty), clean(&process.state), clean(&process.command));
+    ProcessInfo { tty, state, command, ..process }
 }

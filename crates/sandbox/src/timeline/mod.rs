@@ -11,13 +11,16 @@ use serde::{Deserialize, Serialize};
 
 pub use self::spans::{Phase, Span};
 pub(crate) use self::{late::late, otlp::Tracer};
-use crate::{Result, store::StateDir};
+use crate::{Result, steps, store::StateDir};
 
 /// File in the state directory.
 pub const FILE: &str = "timeline.json";
 
 /// Steps that are kept: those of the machine and of its first containers. A pod may start containers for months.
 const MOST_STEPS: usize = 64;
+
+/// Longest name of a step, bytes.
+const MOST_LETTERS: usize = 64;
 
 /// One finished step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +65,7 @@ impl Timeline {
 
     /// Notes that something was finished just now.
     pub(crate) fn mark(&mut self, name: &str) {
+        steps::passed(name);
         self.mark_at("host", name, now_ns());
     }
 
@@ -70,7 +74,9 @@ impl Timeline {
         if self.steps.len() >= MOST_STEPS {
             return;
         }
-        self.steps.push(Step { actor: actor.into(), name: name.into(), at_ns: at_ns.saturating_sub(self.begun_ns) });
+        // The guest names its own steps.
+        let name = hypervisor::printable(name, MOST_LETTERS);
+        self.steps.push(Step { actor: actor.into(), name, at_ns: at_ns.saturating_sub(self.begun_ns) });
     }
 
     /// Adds the guest's stages. Its clock is tied to ours by one reply: `guest_now_ns` was read there at about `here_ns` here.

@@ -1,0 +1,73 @@
+//! Containers in one machine: whoever goes first or comes again, nothing of any stays.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+use std::{fs, path::Path, time::Duration};
+
+use e2e::{Background, Bundle, Runtime, Snapshot};
+
+/// Longest it may take until a container is deleted.
+const SOON: Duration = Duration::from_secs(60);
+
+fn snapshot(runtime: &Runtime) -> Snapshot {
+    Snapshot::take(&runtime.root().display().to_string(), &runtime.root()).without_cgroups()
+}
+
+fn prepared() -> (Runtime, Bundle, Snapshot) {
+    let runtime = Runtime::kata();
+    fs::create_dir_all(runtime.root()).unwrap();
+    let before = snapshot(&runtime);
+    (runtime, Bundle::new(["sleep", "1000"]), before)
+}
+
+/// A container in the machine of another one.
+fn beside(runtime: &Runtime, id: &str) -> Bundle {
+    let pid = runtime.state_of(id)["pid"].clone();
+    let mut bundle = Bundle::new(["sleep", "1000"]);
+    bundle.edit(|config| {
+        for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
+            if namespace["type"] == "network" {
+                namespace["path"] = format!("/proc/{pid}/ns/net").into();
+            }
+        }
+    });
+    bundle
+}
+
+#[test]
+fn two_are_deleted_at_once() {
+    let (runtime, bundle, before) = prepared();
+    for _ in 0..3 {
+        runtime.ok(["run", "--detach", "--bundle", bundle.arg(), "first"]);
+        let other = beside(&runtime, "first");
+        runtime.ok(["run", "--detach", "--bundle", other.arg(), "other"]);
+        let deleting = ["first", "other"].map(|id| Background::start(&mut runtime.command(["delete", "--force", id])));
+        for deleted in deleting.map(|deleting| deleting.finish_within(SOON)) {
+            assert_eq!(deleted.code, 0, "{}", deleted.stderr);
+        }
+        assert_eq!(snapshot(&runtime), before);
+        assert!(fs::read_dir(runtime.root()).unwrap().next().is_none());
+    }
+}
+
+/// The first of a machine is deleted and comes again while that machine lives for another one, in the same cgroup.
+#[test]
+fn the_first_comes_again_into_its_cgroup() {
+    let (runtime, mut bundle, before) = prepared();
+    let cgroup = format!("/e2e-again-{}", std::process::id());
+    bundle.edit(|config| config["linux"]["cgroupsPath"] = cgroup.as_str().into());
+    runtime.ok(["run", "--detach", "--bundle", bundle.arg(), "first"]);
+    let other = beside(&runtime, "first");
+    runtime.ok(["run", "--detach", "--bundle", other.arg(), "other"]);
+    for _ in 0..2 {
+        runtime.ok(["delete", "--force", "first"]);
+        runtime.ok(["run", "--detach", "--bundle", bundle.arg(), "first"]);
+    }
+    runtime.ok(["delete", "--force", "other"]);
+    runtime.ok(["delete", "--force", "first"]);
+    assert!(!Path::new("/sys/fs/cgroup").join(&cgroup[1..]).exists(), "{cgroup} is left");
+    assert_eq!(snapshot(&runtime), before);
+    for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        let left = hierarchy.path().join(&cgroup[1..]);
+        assert!(!left.exists(), "{} is left", left.display());
+    }
+}
