@@ -9,7 +9,7 @@ use std::{
 use sandbox::{
     client::Client,
     hooks::{self, Point, Told},
-    store::{ContainerState, Status},
+    store::{ContainerState, ProcessRef, Status},
 };
 
 use crate::{Error, Result, cli::Context, sys};
@@ -123,6 +123,8 @@ pub(crate) fn delete(context: &Context, id: &str, force: bool) -> Result<ExitCod
         || match state.as_ref().map(|state| state.status) {
             Some(Status::Created) => true,
             Some(Status::Stopped) | None => false,
+            // Who has seen the process end that stands for the container takes it for stopped. It will be in a moment, and the daemon waits for that.
+            Some(_) if state.as_ref().is_some_and(|state| ProcessRef::of(state.pid).is_none()) => false,
             Some(status) => {
                 return Err(Error::refused(format!("cannot delete container {id} that is not stopped: {status}")));
             }
