@@ -200,6 +200,7 @@ fn killing_the_process_on_the_host_kills_the_container() {
     let end = std::time::Instant::now() + e2e::DEADLINE;
     while fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z")) {
         assert!(std::time::Instant::now() < end, "the killed process does not end");
+        std::thread::sleep(Duration::from_millis(1));
     }
     runtime.ok(["delete", "standin"]);
 }
