@@ -106,14 +106,6 @@ pub enum Error {
         /// The deadline, seconds.
         seconds: u64,
     },
-    /// The guest did not answer in time.
-    #[error("{deadline}{console}")]
-    Silent {
-        /// The deadline that passed.
-        deadline: Box<Error>,
-        /// What its console showed last, to be added to that.
-        console: String,
-    },
 }
 
 impl Error {

@@ -88,7 +88,7 @@ impl Error {
             Self::Invalid(_) | Self::Bundle { .. } | Self::Flags(_) => Code::INVALID_ARGUMENT,
             Self::Sandbox(S::Bundle { .. } | S::Id { .. } | S::Config(_)) => Code::INVALID_ARGUMENT,
             Self::Unimplemented(_) => Code::UNIMPLEMENTED,
-            Self::Deadline { .. } | Self::Sandbox(S::Deadline { .. } | S::Silent { .. }) => Code::DEADLINE_EXCEEDED,
+            Self::Deadline { .. } | Self::Sandbox(S::Deadline { .. } | S::Late { .. }) => Code::DEADLINE_EXCEEDED,
             Self::ShuttingDown => Code::UNAVAILABLE,
             Self::Sandbox(S::Sandbox { kind: Some(kind), .. }) => match kind {
                 FaultKind::NotFound => Code::NOT_FOUND,

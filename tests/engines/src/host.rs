@@ -316,7 +316,7 @@ impl Host {
     fn told_by(&self, trace: &str) -> Option<String> {
         let path =
             trace.strip_prefix("file ").filter(|path| path.ends_with("/state.json") || path.ends_with(".log"))?;
-        let text = fs::read_to_string(self.seen(&format!("/{path}"))).ok()?;
+        let text = fs::read_to_string(self.seen(format!("/{path}"))).ok()?;
         Some(format!("\n{path}: {text}"))
     }
 

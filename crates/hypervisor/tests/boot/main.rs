@@ -190,7 +190,10 @@ async fn a_machine_lives_and_answers() {
     assert_eq!(read_exactly(&mut channel, 1, BOOT).await.unwrap(), b"x");
 
     let stages = vm.stages();
-    assert_eq!(stages.iter().map(|stage| stage.name).collect::<Vec<_>>(), ["spawned", "qmp-ready", "running"]);
+    assert_eq!(
+        stages.iter().map(|stage| stage.name).collect::<Vec<_>>(),
+        ["spawned", "qmp-ready", "running", "channel-opened"]
+    );
     assert!(stages.is_sorted_by_key(|stage| stage.at_ns));
     let after = |n: usize| Duration::from_nanos(stages[n].at_ns - stages[0].at_ns);
     eprintln!("QMP was ready {:?} and the guest seen running {:?} after the process was there", after(1), after(2));

@@ -83,11 +83,7 @@ pub(crate) async fn boot(order: Order<'_>, timeline: &mut Timeline) -> Result<Rc
         Ok(()) => Ok(machine),
         Err(error) => {
             machine.end().await;
-            // A guest that has died has shown its console already.
-            Err(match error {
-                Error::Deadline { .. } => Error::Silent { deadline: error.into(), console: last_lines(vm.as_ref()) },
-                other => other,
-            })
+            Err(error)
         }
     }
 }
