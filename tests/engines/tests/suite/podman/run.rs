@@ -65,7 +65,7 @@ fn files(podman: &Podman, _: Handler) -> Value {
         format!("type=bind,source={at},destination=/mounted,readonly"),
     );
     let script = "cat /rw/in /etc/file /mounted/in; echo made >/rw/out; echo no >/etc/file; echo $?; echo no >/mounted/in; echo $?; echo kept >/named/kept; \
-                  mount | grep ' /memory ' | cut -d ' ' -f 1-5; grep -c $(hostname) /etc/hosts; df /dev/shm | tail -n 1 | tr -s ' ' | cut -d ' ' -f 2; echo x >/dev/shm/x; ls -ld /dev/shm";
+                  mount | grep ' /memory ' | cut -d ' ' -f 1-5; grep -c $(hostname) /etc/hosts; df /dev/shm | tail -n 1 | tr -s ' ' | cut -d ' ' -f 2; echo x >/dev/shm/x; stat -c '%A %U' /dev/shm";
     let options = ["--rm", "--volume", &rw, "--volume", &ro, "--mount", &mount, "--volume", "named:/named"];
     let options = [&options[..], &["--tmpfs", "/memory:size=1m", "--shm-size", "8m"]].concat();
     let output = podman.run(&options, &["sh", "-c", script]);
