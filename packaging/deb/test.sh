@@ -108,7 +108,7 @@ test_packages() {
     expect 'ociVersion' kata-runtime features
     expect '^\.TH KATA-RUNTIME 8' zcat /usr/share/man/man8/kata-runtime.8.gz
     # shellcheck disable=SC2016 # the $ is the other shell's
-    expect '^run resume$' bash -c '. /usr/share/bash-completion/completions/kata-runtime
+    expect '^run resume restore$' bash -c '. /usr/share/bash-completion/completions/kata-runtime
         COMP_WORDS=(kata-runtime r) COMP_CWORD=1
         $(complete -p kata-runtime | sed "s/.*-F \([^ ]*\).*/\1/") kata-runtime r kata-runtime; echo "${COMPREPLY[@]}"'
     expect '^#compdef kata-runtime' cat /usr/share/zsh/vendor-completions/_kata-runtime
