@@ -107,7 +107,7 @@ fn apply(process: &mut Process, changes: Changes, warn: &mut dyn FnMut(&str)) ->
     Ok(())
 }
 
-/// Adds capabilities to every set. Unknown ones are left out, as runc leaves them out.
+/// Adds capabilities, as runc does: not to the inheritable and ambient sets, which would hand them on to other programs. Unknown ones are left out.
 fn with_capabilities(mut sets: LinuxCapabilities, names: &[String], warn: &mut dyn FnMut(&str)) -> LinuxCapabilities {
     let known = |name: &&String| name.strip_prefix("CAP_").and_then(|rest| Capability::from_str(rest).ok());
     let unknown: Vec<&str> = names.iter().filter(|name| known(name).is_none()).map(String::as_str).collect();
@@ -117,13 +117,10 @@ fn with_capabilities(mut sets: LinuxCapabilities, names: &[String], warn: &mut d
     let added: Capabilities = names.iter().filter_map(|name| known(&name)).collect();
     let extended = |set: &Option<Capabilities>| Some(set.iter().flatten().chain(&added).copied().collect());
     let (bounding, effective) = (extended(sets.bounding()), extended(sets.effective()));
-    let (permitted, inheritable) = (extended(sets.permitted()), extended(sets.inheritable()));
-    let ambient = extended(sets.ambient());
+    let permitted = extended(sets.permitted());
     sets.set_bounding(bounding);
     sets.set_effective(effective);
     sets.set_permitted(permitted);
-    sets.set_inheritable(inheritable);
-    sets.set_ambient(ambient);
     sets
 }
 
@@ -193,7 +190,10 @@ mod tests {
         assert!(process.rlimits().is_some());
         let bounding = process.capabilities().as_ref().unwrap().bounding().clone().unwrap();
         assert!(bounding.contains(&Capability::Kill) && bounding.contains(&Capability::NetRaw));
-        assert!(process.capabilities().as_ref().unwrap().ambient().as_ref().unwrap().contains(&Capability::NetRaw));
+        let sets = process.capabilities().as_ref().unwrap();
+        assert!(sets.permitted().as_ref().unwrap().contains(&Capability::NetRaw));
+        let handed_on = [sets.inheritable(), sets.ambient()];
+        assert!(handed_on.iter().all(|set| !set.iter().flatten().any(|capability| *capability == Capability::NetRaw)));
         assert_eq!(warnings, ["ignoring unknown or unavailable capabilities: [cap_foo]"]);
     }
 
