@@ -34,8 +34,7 @@ end_to_end() {
 
 engines() {
     [ -z "${triple:-}" ] || local -x "CARGO_TARGET_${triple}_RUNNER=sudo -E"
-    # Much of a case is waiting.
-    cargo test -p engines --no-fail-fast -- --test-threads 3 2>&1 | tee -a "$log" || status=1
+    cargo test -p engines --no-fail-fast -- --test-threads 2 2>&1 | tee -a "$log" || status=1
 }
 
 # containerd's own tests of a runtime, those of its client: `make contest` runs the CRI's, too, and the control with runc.
