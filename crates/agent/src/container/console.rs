@@ -4,18 +4,15 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Duration;
 
 use agent_api::{Fault, FaultKind, WindowSize};
 use tokio::task::spawn_local;
 
 use super::Process;
 use super::child::become_outside;
-use super::launch::{Forked, prepare_stdio, start_pumps};
-use super::status::pair;
+use super::launch::launch;
 use crate::agent::Agent;
 use crate::fault::{NOT_STARTED, fault, internal, reason};
-use crate::io::Wiring;
 use crate::spec::Exec;
 use crate::sys::{Cloned, clone3};
 
@@ -81,21 +78,12 @@ pub async fn run(agent: &Rc<Agent>, request: Exec) -> Result<Rc<Process>, Fault>
         process.args = vec![(*shell).to_owned()];
     }
     let streams = agent.tokens.claim(&stdio, process.terminal).await?;
-    let (wiring, streams) = prepare_stdio(streams, process.terminal)?;
-    let (end, child_end) = pair()?;
-    let forked = match clone3(0, None) {
-        Ok(Cloned::Child) => become_outside(&process, &wiring, &child_end),
+    let started = launch(agent, streams, process.terminal, |wiring, child_end| match clone3(0, None) {
+        Ok(Cloned::Child) => become_outside(&process, wiring, child_end),
         Ok(Cloned::Parent(pid)) => Ok(pid),
         Err(error) => Err(internal(format!("{NOT_STARTED}clone3: {}", reason(&error)))),
-    };
-    drop(child_end);
-    let Wiring { fds, pumps, .. } = wiring;
-    drop(fds);
-    let pid = forked?;
-    start_pumps(pumps);
-    let mut forked = Forked { pid, exit: agent.reaper.watch(pid), end, streams };
-    let started = forked.prepared().await?;
-    Forked::executed(&forked.end, Duration::ZERO).await?;
+    })
+    .await?;
     agent.consoles.0.borrow_mut().insert(id.clone(), started.clone());
     let (agent, mut exit) = (agent.clone(), started.exit.clone());
     spawn_local(async move {

@@ -9,8 +9,8 @@ use rustix::fs::{Mode, OFlags};
 use tokio::task::spawn_local;
 
 use super::child::{Further, become_further};
-use super::launch::{Forked, prepare_stdio, start_pumps};
-use super::status::{ChildEnd, pair};
+use super::launch::launch;
+use super::status::ChildEnd;
 use super::{Container, Process};
 use crate::agent::Agent;
 use crate::boot::{CGROUP_ROOT, CrashPoint};
@@ -32,8 +32,6 @@ pub async fn exec(agent: &Agent, request: Exec) -> Result<Rc<Process>, Fault> {
     let streams = agent.tokens.claim(&stdio, has_terminal).await?;
     // It may have ended while the streams were waited for.
     check_running(&container)?;
-    let (wiring, streams) = prepare_stdio(streams, has_terminal)?;
-    let (end, child_end) = pair()?;
     let further = Further {
         id: &container.id,
         process: &process,
@@ -41,16 +39,11 @@ pub async fn exec(agent: &Agent, request: Exec) -> Result<Rc<Process>, Fault> {
         pidfd: &container.pidfd,
         seccomp: container.seccomp.as_ref(),
     };
-    let forked = fork(agent, &container, &further, &wiring, &child_end)
-        .map_err(|error| internal(format!("{NOT_STARTED}clone3 into the container: {}", reason(&error))));
-    drop(child_end);
-    let Wiring { fds, pumps, .. } = wiring;
-    drop(fds);
-    let pid = forked?;
-    start_pumps(pumps);
-    let mut forked = Forked { pid, exit: agent.reaper.watch(pid), end, streams };
-    let started = forked.prepared().await?;
-    Forked::executed(&forked.end, std::time::Duration::ZERO).await?;
+    let started = launch(agent, streams, has_terminal, |wiring, child_end| {
+        fork(agent, &container, &further, wiring, child_end)
+            .map_err(|error| internal(format!("{NOT_STARTED}clone3 into the container: {}", reason(&error))))
+    })
+    .await?;
     name.keep(&started);
     Ok(started)
 }

@@ -8,8 +8,9 @@ use tokio::io::Interest;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout_at};
 
-use super::status::{AgentEnd, Message};
+use super::status::{AgentEnd, ChildEnd, Message, pair};
 use super::{KILL_DEADLINE, Process};
+use crate::agent::Agent;
 use crate::fault::{Context, NOT_STARTED, internal};
 use crate::io::{Pollable, Pump, Streams, Wiring, null, terminal, wire};
 use crate::reaper::ExitWatch;
@@ -36,6 +37,30 @@ pub fn start_pumps(pumps: Vec<Pump>) {
     for pump in pumps {
         spawn_local(pump);
     }
+}
+
+/// Starts a further process, beside a container's first one, and waits until it has become its program. `fork` makes it, with what connects it.
+///
+/// # Errors
+/// What `fork` says, and as [`Forked::prepared`] and [`Forked::executed`].
+pub async fn launch(
+    agent: &Agent,
+    streams: Streams,
+    has_terminal: bool,
+    fork: impl FnOnce(&Wiring, &ChildEnd) -> Result<u32, Fault>,
+) -> Result<Rc<Process>, Fault> {
+    let (wiring, streams) = prepare_stdio(streams, has_terminal)?;
+    let (end, child_end) = pair()?;
+    let forked = fork(&wiring, &child_end);
+    drop(child_end);
+    let Wiring { fds, pumps, .. } = wiring;
+    drop(fds);
+    let pid = forked?;
+    start_pumps(pumps);
+    let mut forked = Forked { pid, exit: agent.reaper.watch(pid), end, streams };
+    let started = forked.prepared().await?;
+    Forked::executed(&forked.end, Duration::ZERO).await?;
+    Ok(started)
 }
 
 /// A process that was forked and has not become the user's program yet.
