@@ -3,6 +3,7 @@
 
 mod baseline;
 mod boot;
+mod cycles;
 mod engines;
 mod guest;
 mod memory;
@@ -33,6 +34,8 @@ enum What {
     },
     /// Containers and pods of containerd, files and network in them, beside runc.
     Engines(engines::Options),
+    /// Sandboxes and containers over and over, and many at once: whether something is left or grows.
+    Cycles(cycles::Options),
     /// The guest's instructions from the first one until the agent answers, and which code they are in.
     Boot(boot::Options),
     /// Memory of an idle guest of 128 MiB, and the sizes of the files it boots from.
@@ -53,6 +56,7 @@ fn main() {
             Ok(())
         }
         What::Engines(options) => engines::run(&options),
+        What::Cycles(options) => cycles::run(&options),
         What::Boot(options) => boot::run(&options),
         What::Guest(options) => guest::run(&options),
         What::Qemu { runs } => qemu::run(runs as usize),

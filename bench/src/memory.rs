@@ -23,6 +23,18 @@ fn field(line: &str, names: &[&str]) -> Option<u64> {
     names.contains(&words.next()?).then(|| words.next()?.parse().ok())?
 }
 
+/// KiB of a process's memory that no file holds and nobody else has.
+pub fn anonymous(pid: u64) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    text.lines().filter_map(|line| field(line, &["Anonymous:"])).sum()
+}
+
+/// KiB that the host's kernel allocated in small pieces and cannot simply give back (proc_meminfo(5)).
+pub fn slab() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    text.lines().find_map(|line| field(line, &["SUnreclaim:"])).unwrap_or_default()
+}
+
 /// KiB of guest memory that the guest really touched: what is resident of the hypervisor's shared memory file.
 pub fn guest(pid: u64) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();

@@ -200,6 +200,15 @@ impl Bundle {
         self
     }
 
+    /// Has it join a namespace that exists.
+    pub fn join(&mut self, kind: &str, path: &str) -> &mut Self {
+        self.edit(|config| {
+            let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+            let of_kind = namespaces.iter_mut().find(|namespace| namespace["type"] == kind);
+            of_kind.expect("the bundle has a namespace of that type")["path"] = path.into();
+        })
+    }
+
     /// Adds a mount.
     pub fn mount(&mut self, mount: serde_json::Value) -> &mut Self {
         self.edit(|config| config["mounts"].as_array_mut().unwrap().push(mount))

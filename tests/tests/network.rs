@@ -76,13 +76,7 @@ impl Drop for Cable {
 
 fn bundle(script: &str, netns: &std::path::Path) -> Bundle {
     let mut bundle = Bundle::new(["bash", "-c", script]);
-    bundle.edit(|config| {
-        for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
-            if namespace["type"] == "network" {
-                namespace["path"] = netns.to_str().unwrap().into();
-            }
-        }
-    });
+    bundle.join("network", netns.to_str().unwrap());
     bundle
 }
 

@@ -87,6 +87,12 @@ pub enum RequestOf<S, P, R> {
         /// The container.
         container: String,
     },
+    /// Looks again at names of the shared directory that the host has taken away. The guest's kernel would remember them, and the host
+    /// keep open what was there, for as long as the guest has memory for it. Answered by [`Reply::Done`].
+    Forget {
+        /// The names, each directly in that directory.
+        names: Vec<String>,
+    },
     /// Makes what the containers of a pod share. Once, before the first of them is created. Answered by [`Reply::Done`].
     ConfigurePod(Pod),
     /// Makes the guest's interfaces, routes and neighbours what is given; what is there and not given is removed. May be
@@ -151,6 +157,7 @@ impl<S, P, R> RequestOf<S, P, R> {
             Self::Resume { .. } => "resume",
             Self::Processes { .. } => "processes",
             Self::DeleteContainer { .. } => "delete_container",
+            Self::Forget { .. } => "forget",
             Self::ConfigurePod(_) => "configure_pod",
             Self::ConfigureNetwork(_) => "configure_network",
             Self::UpdateContainer { .. } => "update_container",

@@ -146,6 +146,10 @@ async fn reply_to(agent: &Rc<Agent>, request: Request, stream: &mut BoxStream) -
             agent.containers.delete(agent, &container).await?;
             Ok(Reply::Done)
         }
+        Request::Forget { names } => {
+            agent.shared.look_again(&names);
+            Ok(Reply::Done)
+        }
         Request::ConfigureNetwork(network) => {
             agent.network.configure(network).await?;
             Ok(Reply::Done)

@@ -418,13 +418,7 @@ fn a_host_without_a_tap_device() {
     }
     let netns = Netns::new();
     let mut stage = Stage::new(false);
-    stage.bundle.edit(|config| {
-        for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
-            if namespace["type"] == "network" {
-                namespace["path"] = format!("/run/netns/{}", netns.0).into();
-            }
-        }
-    });
+    stage.bundle.join("network", &format!("/run/netns/{}", netns.0));
     let before = stage.snapshot();
     let command = stage.runtime.command(["create", "--bundle", stage.bundle.arg(), &stage.id]);
     // Where the device is, there is nothing for this command and what it starts.

@@ -25,6 +25,13 @@ impl SharedFs {
         self.0.is_ok()
     }
 
+    /// Has the kernel ask the host for names in its top directory, where it asks each time; it forgets those that are gone.
+    pub fn look_again(&self, names: &[String]) {
+        for name in names.iter().filter(|name| self.is_mounted() && !name.contains('/')) {
+            let _ = std::path::Path::new(GUEST_SHARED_DIR).join(name).symlink_metadata();
+        }
+    }
+
     /// # Errors
     /// When `path` is on the shared file system and that is not mounted.
     pub fn check(&self, path: &std::path::Path) -> Result<(), Fault> {

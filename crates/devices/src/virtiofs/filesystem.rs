@@ -15,7 +15,7 @@ use virtiofsd::{
         Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
         SerializableFileSystem, SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
     },
-    fuse::{Attr, SetattrIn},
+    fuse::{Attr, ROOT_ID, SetattrIn},
     passthrough::PassthroughFs,
 };
 
@@ -103,6 +103,16 @@ impl FileSystem for ThriftyFs {
         self.inner.destroy();
     }
 
+    /// Names in the root directory are the host's, a few for each container. The guest asks for them each time, so that it lets go of one
+    /// that is gone, with all that is below it, as soon as it looks.
+    fn lookup(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<Entry> {
+        let mut entry = self.inner.lookup(ctx, parent, name)?;
+        if parent == ROOT_ID {
+            entry.entry_timeout = Duration::ZERO;
+        }
+        Ok(entry)
+    }
+
     fn forget(&self, ctx: Context, inode: u64, count: u64) {
         self.activity.note();
         self.opened().remove(&inode);
@@ -170,7 +180,6 @@ impl FileSystem for ThriftyFs {
     }
 
     inner! {
-        fn lookup(ctx: Context, parent: u64, name: &CStr) -> io::Result<Entry>;
         fn getattr(ctx: Context, inode: u64, handle: Option<u64>) -> io::Result<(Attr, Duration)>;
         fn setattr(
             ctx: Context, inode: u64, attr: SetattrIn, handle: Option<u64>, valid: SetattrValid,

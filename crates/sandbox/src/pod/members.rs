@@ -2,7 +2,7 @@
 
 use std::{os::fd::OwnedFd, path::Path, time::Duration};
 
-use agent_api::CONTAINER_NAMESPACE;
+use agent_api::{CONTAINER_NAMESPACE, Request};
 use hypervisor::Disk;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use tokio::sync::watch;
@@ -155,10 +155,24 @@ impl Sandbox {
         {
             eprintln!("{}", crate::error::chain(&error));
         }
-        for share in member.shares {
-            if let Err(error) = self.shared.detach(Path::new(&share)) {
+        for share in &member.shares {
+            if let Err(error) = self.shared.detach(Path::new(share)) {
                 eprintln!("{}", crate::error::chain(&error));
             }
+        }
+        if !member.shares.is_empty() && !self.members.borrow().is_empty() && !self.is_dead() {
+            self.have_forgotten(&member.shares).await;
+        }
+    }
+
+    /// Has the guest let go of what was detached, so that nothing keeps the file systems of the host that it was on in use.
+    async fn have_forgotten(&self, shares: &[String]) {
+        let mut names: Vec<String> =
+            shares.iter().filter_map(|share| share.split('/').next().map(Into::into)).collect();
+        names.dedup();
+        match self.machine.call("have the guest forget a container's files", &Request::Forget { names }).await {
+            Err(error) if !self.is_dead() => eprintln!("{}", error.chain()),
+            _ => {}
         }
     }
 }
