@@ -10,7 +10,9 @@
 pub mod agent;
 mod command;
 pub mod debugger;
+pub mod fault;
 mod guest;
+pub mod matrix;
 mod program;
 mod snapshot;
 mod terminal;

@@ -297,19 +297,32 @@ impl Host {
     /// Waits until nothing is there that was not there before, but for what is allowed to remain.
     #[track_caller]
     pub fn expect_traces(&self, before: &BTreeSet<String>, allowed: impl Fn(&str) -> bool) {
+        self.left_behind(before, allowed).unwrap_or_else(|left| panic!("{left}"));
+    }
+
+    /// The same, but says what is left instead of failing.
+    ///
+    /// # Errors
+    /// What is left.
+    pub fn left_behind(&self, before: &BTreeSet<String>, allowed: impl Fn(&str) -> bool) -> Result<(), String> {
         let end = Instant::now() + Duration::from_secs(20);
         loop {
             let now = self.traces();
             let left: Vec<&String> = now.difference(before).filter(|trace| !allowed(trace)).collect();
             if left.is_empty() {
-                return;
+                return Ok(());
             }
             if Instant::now() >= end {
                 let told = left.iter().filter_map(|trace| self.told_by(trace)).collect::<String>();
-                panic!("left behind: {left:#?}{told}");
+                return Err(format!("left behind: {left:#?}{told}"));
             }
             thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    /// How processes of the machine are numbered outside.
+    pub fn numbers(&self) -> Numbers {
+        Numbers { first: self.pid }
     }
 
     /// What a file that is left says of why it is.
@@ -373,8 +386,34 @@ fn below(at: &Path, name: &str, depth: usize, into: &mut BTreeSet<String>) {
     }
 }
 
-/// The first process of the machine that `unshare` made.
-fn child(unshare: u32) -> u32 {
-    let text = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).unwrap();
+/// How processes of a machine are numbered outside.
+#[derive(Debug, Clone, Copy)]
+pub struct Numbers {
+    first: u32,
+}
+
+impl Numbers {
+    /// The number here of a process that has that number on the machine; 0 if there is none.
+    pub fn outside(self, inside: u32) -> u32 {
+        let begun = |path: String| {
+            let stat = fs::read_to_string(path).ok()?;
+            let fields = stat.rsplit_once(") ")?.1.split_ascii_whitespace().nth(19)?;
+            Some(fields.to_owned())
+        };
+        let wanted = begun(format!("/proc/{}/root/proc/{inside}/stat", self.first));
+        let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let mut outside = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).filter(|pid| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+            numbers.split_ascii_whitespace().nth(1) == Some(inside.to_string().as_str())
+                && begun(format!("/proc/{pid}/stat")) == wanted
+        });
+        outside.next().unwrap_or(0)
+    }
+}
+
+/// The first child of a process: `unshare`'s and `nsenter`'s is what they were to execute.
+pub fn child(pid: u32) -> u32 {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     text.split_whitespace().next().unwrap().parse().unwrap()
 }

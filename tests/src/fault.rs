@@ -1,4 +1,4 @@
-//! What is done to a sandbox at a step, and how it is undone.
+//! What is done to a sandbox at one of its steps, and how it is undone.
 
 use std::{
     collections::BTreeSet,
@@ -6,19 +6,26 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use e2e::Runtime;
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::Value;
+
+/// Longest it may take until a caller has an answer, also where a machine is hung.
+pub const SOON: Duration = Duration::from_secs(45);
 
 /// A process of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Process {
+    /// The virtual machine monitor.
     Qemu,
+    /// The file server.
     VirtioFs,
+    /// `kata-runtime`'s daemon.
     Daemon,
+    /// containerd's shim, which is in the daemon's place.
+    Shim,
     /// The command that an engine or a user has started.
     Caller,
 }
@@ -28,6 +35,7 @@ pub enum Process {
 pub enum Fault {
     /// The step fails.
     Error,
+    /// SIGKILL.
     Kill(Process),
     /// SIGSTOP.
     Stop(Process),
@@ -44,23 +52,6 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// All of them, in the order of the table's columns.
-    pub const ALL: [Self; 13] = [
-        Self::Error,
-        Self::Kill(Process::Qemu),
-        Self::Kill(Process::VirtioFs),
-        Self::Kill(Process::Daemon),
-        Self::Kill(Process::Caller),
-        Self::Stop(Process::Qemu),
-        Self::Stop(Process::VirtioFs),
-        Self::Stop(Process::Daemon),
-        Self::DiskFull,
-        Self::NoMemory,
-        Self::NoDescriptors,
-        Self::NoPids,
-        Self::Reboot,
-    ];
-
     /// Its name in the table.
     pub fn name(self) -> &'static str {
         match self {
@@ -68,10 +59,12 @@ impl Fault {
             Self::Kill(Process::Qemu) => "kill QEMU",
             Self::Kill(Process::VirtioFs) => "kill virtio-fs",
             Self::Kill(Process::Daemon) => "kill daemon",
+            Self::Kill(Process::Shim) => "kill shim",
             Self::Kill(Process::Caller) => "kill caller",
             Self::Stop(Process::Qemu) => "stop QEMU",
             Self::Stop(Process::VirtioFs) => "stop virtio-fs",
             Self::Stop(Process::Daemon) => "stop daemon",
+            Self::Stop(Process::Shim) => "stop shim",
             Self::Stop(Process::Caller) => "stop caller",
             Self::DiskFull => "disk full",
             Self::NoMemory => "no memory",
@@ -88,7 +81,7 @@ impl Process {
         match self {
             Self::Qemu => Some("vmm"),
             Self::VirtioFs => Some("virtiofs"),
-            Self::Daemon => Some("daemon"),
+            Self::Daemon | Self::Shim => Some("daemon"),
             Self::Caller => None,
         }
     }
@@ -97,7 +90,7 @@ impl Process {
     pub fn written_down(dir: &Path) -> Vec<Self> {
         let state = state(dir);
         let known = |process: &Self| process.key().is_some_and(|key| state[key].is_object());
-        [Self::Qemu, Self::VirtioFs, Self::Daemon].into_iter().filter(known).collect()
+        [Self::Qemu, Self::VirtioFs, Self::Daemon, Self::Shim].into_iter().filter(known).collect()
     }
 
     /// What an error calls it.
@@ -106,6 +99,7 @@ impl Process {
             Self::Qemu => "QEMU",
             Self::VirtioFs => "virtio-fs server",
             Self::Daemon => "daemon",
+            Self::Shim => "shim",
             Self::Caller => "",
         }
     }
@@ -162,9 +156,9 @@ impl Drop for Done {
             let _ = innocent.wait();
         }
         if let Some(cgroup) = &self.cgroup {
-            let end = Instant::now() + crate::SOON;
+            let end = Instant::now() + SOON;
             while fs::remove_dir(cgroup).is_err() && Instant::now() < end {
-                std::thread::sleep(std::time::Duration::from_millis(20));
+                std::thread::sleep(Duration::from_millis(20));
             }
         }
     }
@@ -172,14 +166,18 @@ impl Drop for Done {
 
 /// Where a fault is done.
 pub struct Place<'a> {
-    /// The state directories' root.
-    pub root: &'a Path,
-    /// The container.
+    /// The sandbox's state directory.
+    pub directory: &'a Path,
+    /// The file system that a [`SmallDisk`] is.
+    pub disk: &'a Path,
+    /// What else the command lines of the sandbox's processes have in them.
     pub id: &'a str,
     /// The command whose answer is awaited.
     pub caller: u32,
     /// The process that has come to the step.
     pub at: u32,
+    /// The number here of a process whose number in the sandbox's pid namespace that is.
+    pub number: &'a dyn Fn(u32) -> u32,
 }
 
 impl Place<'_> {
@@ -190,15 +188,15 @@ impl Place<'_> {
             Fault::Error => Some(Done::default()),
             Fault::Kill(process) => signal(process, Signal::KILL),
             Fault::Stop(process) => signal(process, Signal::STOP),
-            Fault::DiskFull => Some(Done { filler: Some(fill(self.root)), cgroup: None, innocent: None }),
+            Fault::DiskFull => Some(Done { filler: Some(fill(self.disk)), cgroup: None, innocent: None }),
             Fault::NoMemory => {
-                let status = fs::read_to_string(format!("/proc/{}/status", self.at)).unwrap();
-                let line = status.lines().find(|line| line.starts_with("VmSize:")).unwrap();
+                let status = fs::read_to_string(format!("/proc/{}/status", self.at)).ok()?;
+                let line = status.lines().find(|line| line.starts_with("VmSize:"))?;
                 let kib: u64 = line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap();
                 self.limit(Resource::As, kib << 10)
             }
             Fault::NoDescriptors => {
-                let open = fs::read_dir(format!("/proc/{}/fd", self.at)).unwrap();
+                let open = fs::read_dir(format!("/proc/{}/fd", self.at)).ok()?;
                 let numbers = open.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<u64>().ok());
                 self.limit(Resource::Nofile, numbers.max().unwrap() + 1)
             }
@@ -209,14 +207,15 @@ impl Place<'_> {
 
     fn pid(&self, process: Process) -> Option<u32> {
         match process.key() {
-            Some(key) => state(&self.root.join(self.id))[key]["pid"].as_u64()?.try_into().ok(),
+            Some(key) => Some((self.number)(state(self.directory)[key]["pid"].as_u64()?.try_into().ok()?)),
             None => Some(self.caller),
         }
     }
 
     fn limit(&self, resource: Resource, most: u64) -> Option<Done> {
         let limit = Rlimit { current: Some(most), maximum: Some(most) };
-        prlimit(Pid::from_raw(self.at.cast_signed()), resource, limit).unwrap();
+        // Without a number it would be this process.
+        prlimit(Some(Pid::from_raw(self.at.cast_signed())?), resource, limit).ok()?;
         Some(Done::default())
     }
 
@@ -232,10 +231,10 @@ impl Place<'_> {
     }
 
     fn reboot(&self) -> Done {
-        let dir = self.root.join(self.id);
-        let gone = processes(&dir);
+        let dir = self.directory;
+        let gone = processes(dir);
         // The daemon first, as with any death: nobody is left to write down that others die.
-        let mut all: BTreeSet<u32> = with_words(&[self.id, &self.root.display().to_string()]);
+        let mut all: BTreeSet<u32> = with_words(&[self.id, &self.disk.display().to_string()]);
         all.insert(self.caller);
         all.extend(gone.iter().map(|(pid, _)| *pid));
         if let Some(daemon) = self.pid(Process::Daemon) {
@@ -244,14 +243,14 @@ impl Place<'_> {
         for pid in all {
             send(pid, Signal::KILL);
         }
-        let end = Instant::now() + crate::SOON;
+        let end = Instant::now() + SOON;
         while !gone.iter().all(|process| is_gone(*process)) {
             assert!(Instant::now() < end, "a killed process does not go");
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(5));
         }
         let mut innocent = Command::new("sleep");
         let innocent = innocent.arg("1000").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let mut state = state(&dir);
+        let mut state = state(dir);
         for key in ["creator", "daemon", "vmm", "virtiofs"] {
             if state[key].is_object() {
                 state[key]["pid"] = innocent.id().into();
@@ -286,12 +285,12 @@ fn fill(root: &Path) -> PathBuf {
     path
 }
 
-/// A small file system at a runtime's root, so that it can be filled.
+/// A small file system, so that it can be filled.
 pub struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    pub fn mount(runtime: &Runtime) -> Self {
-        let root = runtime.root();
+    /// Mounts one at a runtime's root.
+    pub fn mount(root: PathBuf) -> Self {
         fs::create_dir_all(&root).unwrap();
         let options = Some(c"size=512k,mode=700");
         rustix::mount::mount("none", &root, "tmpfs", rustix::mount::MountFlags::empty(), options).unwrap();

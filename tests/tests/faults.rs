@@ -5,9 +5,6 @@
 //! tries every [`Fault`] at each of them; otherwise a choice of both is tried. docs/faults.md explains it, and has the table.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
-mod fault;
-mod report;
-
 use std::{
     fs,
     path::PathBuf,
@@ -21,12 +18,27 @@ use std::{
 
 use e2e::{
     Background, Bundle, Output, Runtime, Snapshot,
-    debugger::{Answer, Debugger, Reached},
+    debugger::{Answer, Debugger},
+    fault::{Fault, Place, Process, SOON, SmallDisk, is_gone, processes},
+    matrix::{Operation as _, Outcome, Row, Table, Tried},
 };
-use fault::{Done, Fault, Place, Process, SmallDisk, is_gone, processes};
 
-/// Longest it may take until a caller has an answer, also where a machine is hung.
-pub const SOON: Duration = Duration::from_secs(45);
+/// The columns of the table.
+const FAULTS: [Fault; 13] = [
+    Fault::Error,
+    Fault::Kill(Process::Qemu),
+    Fault::Kill(Process::VirtioFs),
+    Fault::Kill(Process::Daemon),
+    Fault::Kill(Process::Caller),
+    Fault::Stop(Process::Qemu),
+    Fault::Stop(Process::VirtioFs),
+    Fault::Stop(Process::Daemon),
+    Fault::DiskFull,
+    Fault::NoMemory,
+    Fault::NoDescriptors,
+    Fault::NoPids,
+    Fault::Reboot,
+];
 /// What the tests' sandboxes are run with: a machine without a sign of life is given up after so many seconds.
 const SETTINGS: &str = "[agent.kata]\nliveness_timeout = 8\n";
 
@@ -42,10 +54,8 @@ pub enum Operation {
     Run,
 }
 
-impl Operation {
-    pub const ALL: [Self; 6] = [Self::Create, Self::Start, Self::Exec, Self::Update, Self::Delete, Self::Run];
-
-    pub fn name(self) -> &'static str {
+impl e2e::matrix::Operation for Operation {
+    fn name(self) -> &'static str {
         match self {
             Self::Create => "create",
             Self::Start => "start",
@@ -55,6 +65,10 @@ impl Operation {
             Self::Run => "run",
         }
     }
+}
+
+impl Operation {
+    pub const ALL: [Self; 6] = [Self::Create, Self::Start, Self::Exec, Self::Update, Self::Delete, Self::Run];
 
     /// What its errors call it.
     fn steps(self) -> &'static [&'static str] {
@@ -93,7 +107,7 @@ impl Operation {
     }
 
     /// The steps that it comes to. Those of the foreground's `run` are those of `create` and `start`: what is left of it is waiting.
-    pub fn rows(self) -> Vec<Row> {
+    pub fn rows(self) -> Vec<Row<Self>> {
         if self == Self::Run {
             let there = [Process::Qemu, Process::VirtioFs, Process::Daemon].to_vec();
             let (step, may_fail) = (WHILE_IT_RUNS.into(), false);
@@ -101,15 +115,7 @@ impl Operation {
         }
         let stage = Stage::new(false);
         self.prepare(&stage.runtime, &stage.bundle, &stage.id);
-        let rows: Arc<Mutex<Vec<Row>>> = Arc::default();
-        let (noted, directory) = (rows.clone(), stage.directory());
-        stage.debugger.answer(move |Reached { may_fail, step, .. }| {
-            let mut rows = noted.lock().unwrap();
-            let nth = 1 + rows.iter().filter(|row| row.step == *step).count();
-            let (is_call, there) = (*may_fail && !step.starts_with("write "), Process::written_down(&directory));
-            rows.push(Row { operation: self, step: step.clone(), nth, may_fail: *may_fail, is_call, there });
-            Answer::Go
-        });
+        let rows = Row::record(self, &stage.debugger, stage.directory());
         let done = self.begin(&stage.runtime, &stage.bundle, &stage.id).finish();
         assert_eq!(done.code, 0, "{}: {}", self.name(), done.stderr);
         stage.debugger.answer(|_| Answer::Go);
@@ -123,42 +129,15 @@ impl Operation {
 /// The moment at which a command waits for its process.
 const WHILE_IT_RUNS: &str = "while it runs";
 
-/// A step of an operation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
-    pub operation: Operation,
-    pub step: String,
-    /// The how manieth of that name it is.
-    pub nth: usize,
-    pub may_fail: bool,
-    /// The agent is called.
-    pub is_call: bool,
-    /// Processes that are known then.
-    there: Vec<Process>,
-}
-
-impl Row {
-    /// Whether there is something to do it to.
-    pub fn can_have(&self, fault: Fault) -> bool {
-        match fault {
-            Fault::Error => self.may_fail,
-            Fault::Kill(process) | Fault::Stop(process) => process == Process::Caller || self.there.contains(&process),
-            Fault::Reboot => true,
-            // What waits needs nothing more.
-            _ => self.step != WHILE_IT_RUNS,
-        }
+/// Whether there is something to do it to.
+fn can_have(row: &Row<Operation>, fault: Fault) -> bool {
+    match fault {
+        Fault::Error => row.may_fail,
+        Fault::Kill(process) | Fault::Stop(process) => process == Process::Caller || row.there.contains(&process),
+        Fault::Reboot => true,
+        // What waits needs nothing more.
+        _ => row.step != WHILE_IT_RUNS,
     }
-}
-
-/// What became of an operation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// It failed, and said how.
-    Failed,
-    /// It succeeded nevertheless.
-    Succeeded,
-    /// There was nobody, or nothing, to do it to.
-    Nothing,
 }
 
 /// A runtime with a debugger, and a container that is to be.
@@ -176,7 +155,7 @@ impl Stage {
         let debugger = Debugger::new();
         let socket = debugger.socket();
         let runtime = Runtime::kata_with(&format!("{SETTINGS}[runtime]\ndebug_steps = {socket:?}\n"));
-        let disk = small.then(|| SmallDisk::mount(&runtime));
+        let disk = small.then(|| SmallDisk::mount(runtime.root()));
         fs::create_dir_all(runtime.root()).unwrap();
         let id = format!("fault-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         Self { debugger, runtime, bundle: Bundle::sh("echo up; exec sleep 1000"), id, disk }
@@ -222,25 +201,24 @@ impl Neighbour {
 }
 
 /// Does `fault` at a step, and checks all that must hold then.
-fn attempt(row: &Row, fault: Fault) -> Result<(Outcome, String), String> {
+fn attempt(row: &Row<Operation>, fault: Fault) -> Tried {
+    if !can_have(row, fault) {
+        return Ok((Outcome::Nothing, String::new()));
+    }
     let stage = Stage::new(fault == Fault::DiskFull);
     let before = stage.snapshot();
     let operation = row.operation;
     operation.prepare(&stage.runtime, &stage.bundle, &stage.id);
-    let done: Arc<Mutex<Option<Option<Done>>>> = Arc::default();
     let caller: Arc<Mutex<u32>> = Arc::default();
     // Nobody passes a step before the caller's number is known.
     let mut number = caller.lock().unwrap();
-    let (seen, noted, known) = (Arc::new(AtomicUsize::new(0)), done.clone(), caller.clone());
-    let (root, id, wanted) = (stage.runtime.root(), stage.id.clone(), row.clone());
-    stage.debugger.answer(move |reached| {
-        if reached.step != wanted.step || seen.fetch_add(1, Ordering::Relaxed) + 1 != wanted.nth {
-            return Answer::Go;
-        }
-        let place = Place { root: &root, id: &id, caller: *known.lock().unwrap(), at: reached.pid };
-        *noted.lock().unwrap() = Some(place.inject(fault));
-        if fault == Fault::Error { Answer::Fail } else { Answer::Go }
-    });
+    let known = caller.clone();
+    let (disk, directory, id) = (stage.runtime.root(), stage.directory(), stage.id.clone());
+    let inject = move |caller, at| {
+        Place { directory: &directory, disk: &disk, id: &id, caller, at, number: &|pid| pid }.inject(fault)
+    };
+    let while_it_runs = inject.clone();
+    let done = row.when_reached(&stage.debugger, fault, move |reached| inject(*known.lock().unwrap(), reached.pid));
     let running = operation.begin(&stage.runtime, &stage.bundle, &stage.id);
     *number = running.id();
     drop(number);
@@ -250,9 +228,7 @@ fn attempt(row: &Row, fault: Fault) -> Result<(Outcome, String), String> {
             check(Instant::now() < end, || "it does not come to run".into())?;
             std::thread::sleep(Duration::from_millis(20));
         }
-        let (root, id) = (stage.runtime.root(), &stage.id);
-        let at = processes(&stage.directory())[0].0;
-        *done.lock().unwrap() = Some(Place { root: &root, id, caller: running.id(), at }.inject(fault));
+        *done.lock().unwrap() = Some(while_it_runs(running.id(), processes(&stage.directory())[0].0));
     }
     let output = running.finish_or_kill(SOON);
     // It waits for a fault that is just being done.
@@ -292,7 +268,7 @@ fn remove(stage: &Stage) -> Result<(), String> {
 }
 
 /// Whether what the caller was told is as it must be.
-fn judge(row: &Row, fault: Fault, output: &Output) -> Result<Outcome, String> {
+fn judge(row: &Row<Operation>, fault: Fault, output: &Output) -> Result<Outcome, String> {
     let said = &output.stderr;
     if matches!(fault, Fault::Kill(Process::Caller) | Fault::Reboot) {
         return Ok(Outcome::Failed);
@@ -460,5 +436,11 @@ fn every_fault_at_every_step() {
     if std::env::var_os("KATA_FAULTS").is_none() {
         return println!("skipped: it takes an hour; `make faults` runs it");
     }
-    report::matrix();
+    let pattern = std::env::var("KATA_FAULTS").unwrap();
+    let neighbour = Neighbour::new();
+    let rows: Vec<_> = Operation::ALL.into_iter().flat_map(Operation::rows).collect();
+    let marks = ["<!-- the table begins -->", "<!-- the table ends -->"];
+    let table = Table { faults: &FAULTS, document: "docs/faults.md", marks, workers: 3 };
+    table.fill(&pattern, &rows, |row, fault| attempt(row, fault).and_then(|tried| neighbour.lives().map(|()| tried)));
+    neighbour.answers();
 }
