@@ -110,8 +110,8 @@ impl<'a> Launch<'a> {
     pub fn prepare(self, warn: &mut dyn FnMut(&str)) -> Result<Launching<'a>> {
         let Launch { store, id, bundle, joining, config, growing, begun_ns } = self;
         store.check_free(id)?;
-        steps::observe(config.runtime.debug_steps.as_deref());
         let plan = Plan::new(config, warn)?;
+        plan.observe();
         bundle.check_host_network(config.runtime.internetworking_model)?;
         let network = check_network(bundle)?;
         if joining.is_some() && bundle.role != Role::Beside {

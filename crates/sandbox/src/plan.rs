@@ -9,7 +9,7 @@ use config::{Config, GuestImage};
 use hypervisor::Arch;
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, identity::vmm_uid};
+use crate::{Result, identity::vmm_uid, steps};
 
 /// Where what is true for the whole host until it boots again is remembered.
 pub(crate) const CACHE_DIR: &str = "/run/kata-containers";
@@ -40,6 +40,11 @@ impl Plan {
         let plan = Self { config: config.clone(), vmm, kernel: guest.kernel, image: guest.image, kvm, arch };
         hypervisor::Hypervisor::check(&plan.driver(), &plan.kernel, &plan.guest_image(), vmm_uid())?;
         Ok(plan)
+    }
+
+    /// Has this process tell its steps from now on, if the configuration says to whom (`debug_steps`).
+    pub fn observe(&self) {
+        steps::observe(self.config.runtime.debug_steps.as_deref());
     }
 
     /// The guest's architecture.

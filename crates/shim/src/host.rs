@@ -145,6 +145,7 @@ impl Hosted {
         let ignored = config.annotate(&annotations).map_err(::sandbox::Error::from)?;
         ignored.iter().for_each(|ignored| log::warn(ignored));
         let plan = Plan::new(&config, &mut |warning| log::warn(warning))?;
+        plan.observe();
         let limits = if alone { Limits::of(&spec) } else { limits_of_pod(&annotations) };
         limits.check()?;
         let demand = Demand::growing(limits, &plan);

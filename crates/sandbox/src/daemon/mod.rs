@@ -36,7 +36,6 @@ use crate::{
     launch::Boot,
     passing,
     pod::{Birth, GuestNetwork, Io, Sandbox},
-    steps,
     store::{StateDir, Status},
     sys,
     translate::{Parts, Prepared},
@@ -127,7 +126,7 @@ async fn hung_up(stream: &tokio::net::UnixStream) {
 /// From nothing to a container. Gives its process's id in the guest.
 async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Result<(Rc<Host>, UnixListener, u32)> {
     let Boot { state, parts, stdio, start, plan, demand, network, host_network, cgroup, begun_ns, .. } = boot;
-    steps::observe(plan.config.runtime.debug_steps.as_deref());
+    plan.observe();
     let (mut prepared, stdio) = unpack(parts, stdio, &mut descriptors)?;
     let disks = prepared.take_disks();
     let journal = Journal::claim(dir.clone(), state)?;

@@ -126,7 +126,6 @@ impl Sandbox {
     /// Whatever went wrong, with its step; the machine is gone then, the state directory is not.
     pub async fn boot(birth: Birth) -> Result<Rc<Self>> {
         let Birth { plan, demand, journal, observer, pod, network, disks, begun_ns, home } = birth;
-        steps::observe(plan.config.runtime.debug_steps.as_deref());
         let mut timeline = Timeline::new(begun_ns);
         timeline.mark("host-started");
         let shared = SharedDir::create(&journal.dir().file("shared"))?;
