@@ -47,8 +47,9 @@ pub fn run(options: &Options) -> Result<(), String> {
     let before = bench.snapshot();
     let mut problems = Vec::new();
     if options.cycles > 0 {
-        let cycle = |id: &str| {
-            bench.runtime.ok(["create", "--bundle", bench.bundle.arg(), id]);
+        let bundles = bench.bundles(options.workers.into());
+        let cycle = |worker: usize, id: &str| {
+            bench.runtime.ok(["create", "--bundle", bundles[worker].arg(), id]);
             bench.runtime.ok(["start", id]);
             bench.runtime.ok(["delete", "--force", id]);
         };
@@ -62,7 +63,7 @@ pub fn run(options: &Options) -> Result<(), String> {
     }
     if options.containers > 0 {
         let beside = bench.beside();
-        let cycle = |id: &str| {
+        let cycle = |_, id: &str| {
             bench.runtime.ok(["run", "--detach", "--bundle", beside.arg(), id]);
             bench.runtime.ok(["exec", id, "true"]);
             bench.runtime.ok(["delete", "--force", id]);
@@ -81,7 +82,6 @@ pub fn run(options: &Options) -> Result<(), String> {
 /// A runtime with a neighbour that lives all the time.
 struct Bench {
     runtime: Runtime,
-    bundle: Bundle,
     prefix: String,
 }
 
@@ -102,7 +102,16 @@ impl Bench {
     fn new() -> Self {
         let (runtime, bundle) = (Runtime::kata(), Bundle::new(IDLE));
         runtime.ok(["run", "--detach", "--bundle", bundle.arg(), NEIGHBOUR]);
-        Self { runtime, bundle, prefix: format!("cycle-{}", std::process::id()) }
+        Self { runtime, prefix: format!("cycle-{}", std::process::id()) }
+    }
+
+    /// So many bundles, each with a cgroup of its own.
+    fn bundles(&self, count: usize) -> Vec<Bundle> {
+        let mut bundles: Vec<Bundle> = (0..count).map(|_| Bundle::new(IDLE)).collect();
+        for (number, bundle) in bundles.iter_mut().enumerate() {
+            bundle.cgroup(&format!("/{}-{number}", self.prefix));
+        }
+        bundles
     }
 
     fn snapshot(&self) -> [Snapshot; 2] {
@@ -135,7 +144,7 @@ impl Bench {
         what: &str,
         count: usize,
         workers: u16,
-        cycle: impl Fn(&str) + Sync,
+        cycle: impl Fn(usize, &str) + Sync,
     ) -> Result<Vec<String>, String> {
         let next = AtomicUsize::new(0);
         let mut samples = Vec::new();
@@ -143,14 +152,17 @@ impl Bench {
             let end = count * hundredths / 100;
             progress(&format!("{what}: to {end} of {count}"));
             let fine = thread::scope(|scope| {
-                let work = || {
-                    while let Ok(number) =
-                        next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < end).then_some(n + 1))
-                    {
-                        cycle(&format!("{}-{number}", self.prefix));
+                let (next, cycle) = (&next, &cycle);
+                let work = |worker| {
+                    move || {
+                        while let Ok(number) =
+                            next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < end).then_some(n + 1))
+                        {
+                            cycle(worker, &format!("{}-{number}", self.prefix));
+                        }
                     }
                 };
-                let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+                let threads: Vec<_> = (0..usize::from(workers)).map(|worker| scope.spawn(work(worker))).collect();
                 threads.into_iter().map(thread::ScopedJoinHandle::join).filter(Result::is_err).count() == 0
             });
             if !fine {
@@ -164,20 +176,22 @@ impl Bench {
     /// Starts so many sandboxes at once, has each answer when all are up, and deletes them at once.
     fn at_once(&self, count: usize) -> Result<(), String> {
         println!("\n{count} sandboxes at once");
-        let all = |what: &str, action: &(dyn Fn(&str) + Sync)| {
+        let bundles = self.bundles(count);
+        let all = |what: &str, action: &(dyn Fn(&Bundle, &str) + Sync)| {
             progress(&format!("{count} sandboxes at once: {what}"));
             let begun = Instant::now();
             let failed = thread::scope(|scope| {
-                let start = |number: usize| scope.spawn(move || action(&format!("{}-{number}", self.prefix)));
-                let threads: Vec<_> = (0..count).map(start).collect();
+                let start =
+                    |(number, bundle)| scope.spawn(move || action(bundle, &format!("{}-{number}", self.prefix)));
+                let threads: Vec<_> = bundles.iter().enumerate().map(start).collect();
                 threads.into_iter().map(thread::ScopedJoinHandle::join).filter(Result::is_err).count()
             });
             println!("  {what:<10} {:>8} ms", begun.elapsed().as_millis());
             if failed == 0 { Ok(()) } else { Err(format!("{what} failed for {failed} of {count}; see above")) }
         };
-        all("run", &|id| drop(self.runtime.ok(["run", "--detach", "--bundle", self.bundle.arg(), id])))?;
-        all("exec", &|id| drop(self.runtime.ok(["exec", id, "true"])))?;
-        all("delete", &|id| drop(self.runtime.ok(["delete", "--force", id])))
+        all("run", &|bundle, id| drop(self.runtime.ok(["run", "--detach", "--bundle", bundle.arg(), id])))?;
+        all("exec", &|_, id| drop(self.runtime.ok(["exec", id, "true"])))?;
+        all("delete", &|_, id| drop(self.runtime.ok(["delete", "--force", id])))
     }
 
     /// A bundle whose container goes into the neighbour's machine.

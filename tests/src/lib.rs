@@ -211,6 +211,11 @@ impl Bundle {
         })
     }
 
+    /// Has its container accounted for in a cgroup of the host.
+    pub fn cgroup(&mut self, path: &str) -> &mut Self {
+        self.edit(|config| config["linux"]["cgroupsPath"] = path.into())
+    }
+
     /// Adds a mount.
     pub fn mount(&mut self, mount: serde_json::Value) -> &mut Self {
         self.edit(|config| config["mounts"].as_array_mut().unwrap().push(mount))

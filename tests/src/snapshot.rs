@@ -13,11 +13,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Takes one. `mine` tells which processes, mounts and sockets count: those whose command line or path contains it. Others on the
-    /// machine come and go.
+    /// Takes one. `mine` tells which processes, mounts, sockets and cgroups count: those whose command line or path contains it. Others on
+    /// the machine come and go.
     pub fn take(mine: &str, state: &Path) -> Self {
         let mut cgroups = BTreeSet::new();
-        directories(Path::new("/sys/fs/cgroup"), 6, &mut cgroups);
+        directories(Path::new("/sys/fs/cgroup"), 6, mine, &mut cgroups);
         let mut files = BTreeSet::new();
         everything(state, &mut files);
         Self {
@@ -27,12 +27,6 @@ impl Snapshot {
             cgroups,
             state: files,
         }
-    }
-
-    /// The same without cgroups, for a test that others' engines run beside.
-    pub fn without_cgroups(mut self) -> Self {
-        self.cgroups.clear();
-        self
     }
 }
 
@@ -58,16 +52,16 @@ fn processes(mine: &str) -> BTreeSet<String> {
     found
 }
 
-/// What cgroups of engines begin with, whose tests may run beside: containerd's namespaces, the kubelet's and Docker's, and the tests' own.
-const OF_ENGINES: [&str; 7] = ["containerd", "default", "docker", "k8s.io", "kt", "kubepods", "moby"];
-
-fn directories(at: &Path, depth: usize, into: &mut BTreeSet<String>) {
+/// The directories below `at` in whose path is `mine`.
+fn directories(at: &Path, depth: usize, mine: &str, into: &mut BTreeSet<String>) {
     for entry in fs::read_dir(at).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let of_engine = OF_ENGINES.iter().any(|engine| name.to_string_lossy().starts_with(engine));
-        if depth > 0 && !of_engine && entry.file_type().is_ok_and(|t| t.is_dir()) {
-            into.insert(entry.path().display().to_string());
-            directories(&entry.path(), depth - 1, into);
+        if depth > 0 && entry.file_type().is_ok_and(|t| t.is_dir()) {
+            let path = entry.path();
+            directories(&path, depth - 1, mine, into);
+            let path = path.display().to_string();
+            if path.contains(mine) {
+                into.insert(path);
+            }
         }
     }
 }

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 fn snapshot(runtime: &Runtime) -> Snapshot {
     let mine = runtime.root();
-    Snapshot::take(mine.to_str().unwrap(), &mine).without_cgroups()
+    Snapshot::take(mine.to_str().unwrap(), &mine)
 }
 
 /// Kills what answers for a container, and waits until it is gone with its machine.

@@ -16,13 +16,17 @@ fn is_left(process: &serde_json::Value) -> bool {
 #[test]
 fn two_hundred_cycles_leave_everything_as_it_was() {
     let cycles = std::env::var("KATA_CYCLES").map_or(200, |n| n.parse().unwrap());
-    let bundle = Bundle::new(["sleep", "1000"]);
     let runtime = Runtime::kata();
     // The machine may run other sandboxes meanwhile: these are told by their names and their state directory.
     let name = format!("cycle-{}", std::process::id());
     let snapshot = || [&name, runtime.root().to_str().unwrap()].map(|mine| Snapshot::take(mine, &runtime.root()));
     let processes = Mutex::new(Vec::new());
-    let cycle = |id: &str| {
+    let bundle = |worker: &str| {
+        let mut bundle = Bundle::new(["sleep", "1000"]);
+        bundle.cgroup(&format!("/{name}-{worker}"));
+        bundle
+    };
+    let cycle = |bundle: &Bundle, id: &str| {
         runtime.ok(["create", "--bundle", bundle.arg(), id]);
         runtime.ok(["start", id]);
         let state = runtime.state_file(id);
@@ -31,12 +35,12 @@ fn two_hundred_cycles_leave_everything_as_it_was() {
         processes.lock().unwrap().extend(mine);
         runtime.ok(["delete", "--force", id]);
     };
-    cycle(&format!("{name}-first"));
     let before = snapshot();
+    cycle(&bundle("first"), &format!("{name}-first"));
     std::thread::scope(|scope| {
         for worker in 0..2 {
-            let (cycle, name) = (&cycle, &name);
-            scope.spawn(move || (0..cycles / 2).for_each(|n| cycle(&format!("{name}-{worker}-{n}"))));
+            let (cycle, name, bundle) = (&cycle, &name, bundle(&worker.to_string()));
+            scope.spawn(move || (0..cycles / 2).for_each(|n| cycle(&bundle, &format!("{name}-{worker}-{n}"))));
         }
     });
     assert_eq!(snapshot(), before);

@@ -168,7 +168,7 @@ impl Stage {
     /// What may be left of it, by its two names.
     fn snapshot(&self) -> [Snapshot; 2] {
         let root = self.runtime.root();
-        [&self.id, &root.display().to_string()].map(|mine| Snapshot::take(mine, &root).without_cgroups())
+        [&self.id, &root.display().to_string()].map(|mine| Snapshot::take(mine, &root))
     }
 }
 
@@ -364,7 +364,7 @@ fn of_the_agent_at_every_step() {
         // Pid 1 cannot be killed, it can only die.
         let runtime = Runtime::kata_with(&format!("[hypervisor.qemu]\nkernel_params = \"agent.crash_at={step}\"\n"));
         fs::create_dir_all(runtime.root()).unwrap();
-        let snapshot = || Snapshot::take(&runtime.root().display().to_string(), &runtime.root()).without_cgroups();
+        let snapshot = || Snapshot::take(&runtime.root().display().to_string(), &runtime.root());
         let before = snapshot();
         let bundle = Bundle::new(["sleep", "1000"]);
         let run = |args: &[&str]| Background::start(&mut runtime.command(args)).finish_within(SOON);

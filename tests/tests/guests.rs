@@ -111,7 +111,7 @@ fn sandboxes_share_a_disk_image() {
 #[track_caller]
 fn told(image: &Image, runtime: &Runtime, what: &str) -> Output {
     fs::create_dir_all(runtime.root()).unwrap();
-    let snapshot = || Snapshot::take(&runtime.root().display().to_string(), &runtime.root()).without_cgroups();
+    let snapshot = || Snapshot::take(&runtime.root().display().to_string(), &runtime.root());
     let before = snapshot();
     let bundle = Bundle::new(["echo", "it ran"]);
     let output = runtime.run(["run", "--bundle", bundle.arg(), "tampered"]);

@@ -58,7 +58,7 @@ impl Lie {
         ));
         fs::create_dir_all(runtime.root()).unwrap();
         let id = format!("hostile-{name}-{}", std::process::id());
-        let before = Snapshot::take(&id, &runtime.root()).without_cgroups();
+        let before = Snapshot::take(&id, &runtime.root());
         Self { runtime, bundle: Bundle::new(["true"]), id, before }
     }
 
@@ -104,7 +104,7 @@ impl Lie {
     fn remove(&self) {
         let deleted = Background::start(&mut self.runtime.command(["delete", "--force", &self.id])).finish_within(SOON);
         assert_eq!(deleted.code, 0, "{}", deleted.stderr);
-        assert_eq!(Snapshot::take(&self.id, &self.runtime.root()).without_cgroups(), self.before);
+        assert_eq!(Snapshot::take(&self.id, &self.runtime.root()), self.before);
     }
 }
 

@@ -13,7 +13,7 @@ use e2e::{Background, Bundle, Runtime, Snapshot};
 const SOON: Duration = Duration::from_secs(30);
 
 fn snapshot(runtime: &Runtime) -> Snapshot {
-    Snapshot::take(&runtime.root().display().to_string(), &runtime.root()).without_cgroups()
+    Snapshot::take(&runtime.root().display().to_string(), &runtime.root())
 }
 
 fn prepared() -> (Runtime, Bundle, Snapshot) {
@@ -81,7 +81,7 @@ fn what_was_shared_with_a_container_is_closed_with_it() {
 fn the_first_comes_again_into_its_cgroup() {
     let (runtime, mut bundle, before) = prepared();
     let cgroup = format!("/e2e-again-{}", std::process::id());
-    bundle.edit(|config| config["linux"]["cgroupsPath"] = cgroup.as_str().into());
+    bundle.cgroup(&cgroup);
     runtime.ok(["run", "--detach", "--bundle", bundle.arg(), "first"]);
     let other = beside(&runtime, "first");
     runtime.ok(["run", "--detach", "--bundle", other.arg(), "other"]);

@@ -40,56 +40,32 @@ struct Entered {
 const MOUNT_TABLE: &str = "/proc/self/mountinfo";
 
 impl HostCgroup {
-    /// Moves the calling process into the cgroup `path` (`linux.cgroupsPath`), which is made where it is missing. `made` is told of every
-    /// directory before it is made.
+    /// Moves the calling process into the cgroup `path` (`linux.cgroupsPath`), which is made where it is missing. Before that `made` is told of
+    /// all directories that are made, innermost first.
     ///
     /// # Errors
     /// [`Error::State`] for a path that is none; [`Error::Io`]; the process is where it was then.
-    pub fn enter(path: &Path, made: &mut dyn FnMut(&Path) -> Result<()>) -> Result<Self> {
+    pub fn enter(path: &Path, made: &mut dyn FnMut(Vec<PathBuf>) -> Result<()>) -> Result<Self> {
         let relative = relative_path(path)?;
         let table = read(Path::new(MOUNT_TABLE))?;
         let own = read(Path::new("/proc/self/cgroup"))?;
+        let place = |hierarchy: &Hierarchy| Some((hierarchy.at.join(&relative), hierarchy.own(&own)?));
+        let places: Vec<(PathBuf, PathBuf)> = hierarchies(&table).iter().filter_map(place).collect();
+        let missing: Vec<Vec<PathBuf>> = places.iter().map(|(dir, _)| missing(dir)).collect();
+        tell(&missing, made)?;
         let mut cgroup = Self { entered: Vec::new() };
-        for hierarchy in hierarchies(&table) {
-            let Some(back) = hierarchy.own(&own) else { continue };
-            let dir = hierarchy.at.join(&relative);
-            match cgroup.enter_one(dir, back, made) {
-                Ok(()) => {}
-                Err(error) => {
-                    cgroup.leave();
-                    return Err(error);
-                }
+        for ((dir, back), missing) in places.into_iter().zip(missing) {
+            if let Err(error) = cgroup.enter_one(&dir, back, &missing) {
+                cgroup.leave();
+                return Err(error);
             }
         }
         Ok(cgroup)
     }
 
-    /// Makes a directory where it is missing; gives what was made, innermost first.
-    fn make_one(dir: &Path, made: &mut dyn FnMut(&Path) -> Result<()>) -> Result<Vec<PathBuf>> {
-        let mut missing = Vec::new();
-        let mut at = dir;
-        while !at.exists() {
-            missing.push(at.to_path_buf());
-            let Some(above) = at.parent() else { break };
-            at = above;
-        }
-        let mut new = Vec::new();
-        let result = missing.iter().rev().try_for_each(|dir| {
-            made(dir)?;
-            fs::create_dir(dir).map_err(|e| Error::io(format!("make the cgroup {}", dir.display()), e))?;
-            inherit_cpuset(dir);
-            new.insert(0, dir.clone());
-            Ok(())
-        });
-        if result.is_err() {
-            remove(&new);
-        }
-        result.map(|()| new)
-    }
-
-    fn enter_one(&mut self, dir: PathBuf, back: PathBuf, made: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
+    fn enter_one(&mut self, dir: &Path, back: PathBuf, missing: &[PathBuf]) -> Result<()> {
         let mut entered = Entered { back, made: Vec::new() };
-        let result = Self::make_one(&dir, made).map(|new| entered.made = new);
+        let result = make_all(missing).map(|()| entered.made = missing.to_vec());
         let result = result.and_then(|()| {
             let procs = dir.join("cgroup.procs");
             fs::write(&procs, std::process::id().to_string())
@@ -109,18 +85,48 @@ impl HostCgroup {
     }
 }
 
-/// Makes the cgroup `path` (`linux.cgroupsPath`) of a container where it is missing. `made` is told of every directory before it is made, and of
-/// the cgroup itself also where it is there: as with runc, it goes with the container. The machine of an earlier one of that name may be in it still.
+/// The directories that are to be made for one, innermost first.
+fn missing(dir: &Path) -> Vec<PathBuf> {
+    dir.ancestors().take_while(|at| !at.exists()).map(Path::to_path_buf).collect()
+}
+
+/// At once: each time the state is written down anew, and version 1 has a dozen hierarchies.
+fn tell(missing: &[Vec<PathBuf>], made: &mut dyn FnMut(Vec<PathBuf>) -> Result<()>) -> Result<()> {
+    let all = missing.concat();
+    if all.is_empty() { Ok(()) } else { made(all) }
+}
+
+/// Makes directories, given innermost first. If one cannot be made, those that were made go again.
+fn make_all(missing: &[PathBuf]) -> Result<()> {
+    for (left, dir) in missing.iter().enumerate().rev() {
+        // Another sandbox may make the same one above its own.
+        if let Err(error) = fs::create_dir(dir)
+            && error.kind() != io::ErrorKind::AlreadyExists
+        {
+            remove(&missing[left + 1..]);
+            return Err(Error::io(format!("make the cgroup {}", dir.display()), error));
+        }
+        inherit_cpuset(dir);
+    }
+    Ok(())
+}
+
+/// Makes the cgroup `path` (`linux.cgroupsPath`) of a container where it is missing. Before that `made` is told of all directories that are
+/// made, innermost first, and of the cgroup itself also where it is there: as with runc, it goes with the container. The machine of an earlier
+/// one of that name may be in it still.
 ///
 /// # Errors
 /// [`Error::State`] for a path that is none; [`Error::Io`].
-pub(crate) fn make(path: &Path, made: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
+pub(crate) fn make(path: &Path, made: &mut dyn FnMut(Vec<PathBuf>) -> Result<()>) -> Result<()> {
     let relative = relative_path(path)?;
     let table = read(Path::new(MOUNT_TABLE))?;
-    hierarchies(&table).iter().try_for_each(|hierarchy| {
-        let dir = hierarchy.at.join(&relative);
-        if dir.exists() { made(&dir) } else { HostCgroup::make_one(&dir, made).map(drop) }
-    })
+    let dirs: Vec<PathBuf> = hierarchies(&table).iter().map(|hierarchy| hierarchy.at.join(&relative)).collect();
+    let missing: Vec<Vec<PathBuf>> = dirs.iter().map(|dir| missing(dir)).collect();
+    let own = |(dir, missing): (&PathBuf, &Vec<PathBuf>)| {
+        if missing.is_empty() { vec![dir.clone()] } else { missing.clone() }
+    };
+    tell(&dirs.iter().zip(&missing).map(own).collect::<Vec<_>>(), made)?;
+    missing.iter().try_for_each(|missing| make_all(missing))
 }
 
 /// The hierarchies that there are: where each is mounted, and its controllers, of which version 2 names none.

@@ -144,7 +144,7 @@ impl Launching<'_> {
         let Some(path) = self.state.cgroup.clone() else { return Ok(()) };
         let (dir, state) = (&self.dir, &mut self.state);
         let made = crate::cgroup::make(&path, &mut |made| {
-            state.cgroups.insert(0, made.into());
+            state.cgroups.splice(0..0, made);
             dir.save(state)
         });
         if let Err(error) = made {

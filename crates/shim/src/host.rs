@@ -356,7 +356,7 @@ fn warned(path: &Path, entered: Result<HostCgroup>) -> Option<HostCgroup> {
 }
 
 fn enter_cgroup(path: &Path, journal: &Journal) -> Result<HostCgroup> {
-    let mut made = |made: &Path| journal.update(|state| state.cgroups.insert(0, made.into()));
+    let mut made = |made| journal.update(|state| drop(state.cgroups.splice(0..0, made)));
     Ok(HostCgroup::enter(path, &mut made)?)
 }
 

@@ -133,7 +133,7 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
     let listener = listen(&dir)?;
     let mut host_cgroup = None;
     if let Some(path) = cgroup {
-        let mut made = |made: &Path| journal.update(|state| state.cgroups.insert(0, made.into()));
+        let mut made = |made| journal.update(|state| drop(state.cgroups.splice(0..0, made)));
         match HostCgroup::enter(&path, &mut made) {
             Ok(entered) => host_cgroup = Some(entered),
             // The container's limits are the guest's business; only the accounting suffers.
