@@ -322,7 +322,7 @@ impl StateDir {
         Ok(state)
     }
 
-    /// Kills every process of the sandbox that still lives and removes the directory.
+    /// Kills every process of the sandbox that still lives, other than the calling one, and removes the directory.
     ///
     /// # Errors
     /// [`Error::Deadline`] or [`Error::Io`]; what could be removed is.
@@ -330,7 +330,8 @@ impl StateDir {
         if let Ok(bytes) = fs::read(self.file("state.json"))
             && let Ok(state) = serde_json::from_slice::<ContainerState>(&bytes)
         {
-            for (name, process) in state.processes() {
+            let own = std::process::id();
+            for (name, process) in state.processes().filter(|(_, process)| process.pid != own) {
                 process.kill_and_wait(name)?;
             }
             crate::cgroup::remove(&state.cgroups);

@@ -99,6 +99,8 @@ pub(crate) trait Sandbox {
     fn guest_metrics(&self) -> Local<'_, Result<String>>;
     /// Processes on the host that belong to the machine, by what they are: `hypervisor`, `virtiofsd`.
     fn host_processes(&self) -> Vec<(&'static str, u32)>;
+    /// Why the machine died, if it did.
+    fn failure(&self) -> Option<String>;
     /// The end of a process.
     fn ending(&self, id: &str, exec: Option<&str>) -> Result<Ending>;
     /// Removes what is left of a container.

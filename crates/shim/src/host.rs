@@ -195,18 +195,12 @@ impl Hosted {
             };
             let sandbox = pod::Sandbox::boot(birth).await?;
             cgroups.extend(shims.and_then(|path| warned(path, enter_cgroup(path, sandbox.journal()))));
-            sandbox.listen();
-            tell_times(&sandbox);
-            if plan.config.agent.debug_console_enabled {
-                ::sandbox::daemon::serve_console(&sandbox)?;
-            }
             // The host's own loopback is not ours to redirect.
             let forwarded = !alone && network != GuestNetwork::Host;
-            if forwarded && let Err(error) = sandbox.forward_ports() {
-                // A pod of which no port can be forwarded is still a pod.
-                log::warn(&format!("ports cannot be forwarded: {}", error.chain()));
+            if let Err(error) = serve(&sandbox, plan.config.agent.debug_console_enabled, forwarded) {
+                sandbox.stop().await;
+                return Err(error);
             }
-            journal.update(|state| state.status = Status::Running)?;
             Ok::<_, Error>((sandbox, first))
         };
         match booted.await {
@@ -376,14 +370,23 @@ fn shared_by(spec: &Spec) -> Pod {
     }
 }
 
+/// Has a machine that was booted do what goes on for as long as it runs, and writes down that it does.
+fn serve(sandbox: &Rc<pod::Sandbox>, console: bool, forwarded: bool) -> Result<()> {
+    sandbox.listen();
+    tell_times(sandbox);
+    if console {
+        ::sandbox::daemon::serve_console(sandbox)?;
+    }
+    if forwarded && let Err(error) = sandbox.forward_ports() {
+        // A pod of which no port can be forwarded is still a pod.
+        log::warn(&format!("ports cannot be forwarded: {}", error.chain()));
+    }
+    Ok(sandbox.journal().update(|state| state.status = Status::Running)?)
+}
+
 /// Removes a state directory whose sandbox this process has ended.
 fn remove(dir: &StateDir, mut cgroups: Vec<HostCgroup>) -> Result<()> {
     cgroups.iter_mut().rev().for_each(HostCgroup::leave);
-    // Purging kills whoever hosts the sandbox, which is this process.
-    if let Ok(mut state) = dir.load() {
-        state.daemon = None;
-        dir.save(&state)?;
-    }
     dir.purge()?;
     if let Some(root) = dir.path().parent() {
         Store::new(root).remove_if_empty(1);
@@ -464,6 +467,10 @@ impl Sandbox for Hosted {
         let state = self.sandbox.journal().state();
         let processes = [("hypervisor", state.vmm), ("virtiofsd", state.virtiofs)];
         processes.into_iter().filter_map(|(name, process)| Some((name, process?.pid))).collect()
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.sandbox.journal().state().failure
     }
 
     fn ending(&self, id: &str, exec: Option<&str>) -> Result<Ending> {

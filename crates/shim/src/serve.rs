@@ -25,6 +25,8 @@ use crate::{
 
 /// How long events may keep a shim that is to end. containerd gives Shutdown 3 s.
 const EVENTS_DEADLINE: Duration = Duration::from_secs(2);
+/// How long containerd may take until it asks for something. It does so at once, unless it was killed.
+const FIRST_CALL: Duration = Duration::from_secs(60);
 /// How long a machine may take to end when the shim is ended by a signal.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 /// Until answers that are on their way have left: whoever asked to shut down is to hear that it was done.
@@ -141,6 +143,7 @@ async fn work(
     let signals = |kind| signal(kind).map_err(|e| Error::io("listen to signals", e));
     let (mut term, mut int) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
     let mut left = std::pin::pin!(pod.left());
+    pod.leave_when_idle(FIRST_CALL);
     loop {
         tokio::select! {
             Some(job) = jobs.recv() => drop(tokio::task::spawn_local(job(pod.clone()))),

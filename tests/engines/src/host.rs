@@ -297,15 +297,21 @@ impl Host {
     /// Waits until nothing is there that was not there before, but for what is allowed to remain.
     #[track_caller]
     pub fn expect_traces(&self, before: &BTreeSet<String>, allowed: impl Fn(&str) -> bool) {
-        self.left_behind(before, allowed).unwrap_or_else(|left| panic!("{left}"));
+        let left = self.left_behind(before, Duration::from_secs(20), allowed);
+        left.unwrap_or_else(|left| panic!("{left}"));
     }
 
     /// The same, but says what is left instead of failing.
     ///
     /// # Errors
     /// What is left.
-    pub fn left_behind(&self, before: &BTreeSet<String>, allowed: impl Fn(&str) -> bool) -> Result<(), String> {
-        let end = Instant::now() + Duration::from_secs(20);
+    pub fn left_behind(
+        &self,
+        before: &BTreeSet<String>,
+        deadline: Duration,
+        allowed: impl Fn(&str) -> bool,
+    ) -> Result<(), String> {
+        let end = Instant::now() + deadline;
         loop {
             let now = self.traces();
             let left: Vec<&String> = now.difference(before).filter(|trace| !allowed(trace)).collect();

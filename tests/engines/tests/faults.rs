@@ -229,7 +229,8 @@ fn attempt(engine: &Engine, row: &Row<Operation>, fault: Fault) -> Tried {
     stage.remove()?;
     // What ctr has made for its streams is its own to remove.
     let of_ctr = |trace: &str| fault == Fault::Kill(Process::Caller) && trace.starts_with("file run/containerd/fifo/");
-    host.left_behind(&before, of_ctr)?;
+    // A shim that containerd has forgotten ends after 15 s.
+    host.left_behind(&before, SOON, of_ctr)?;
     engine.neighbour_lives()?;
     outcome.map(|outcome| (outcome, output.map(|output| output.stderr).unwrap_or_default()))
 }

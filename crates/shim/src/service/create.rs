@@ -206,7 +206,7 @@ impl Pod {
         if !request.exec_id.is_empty() && container.leaving.get() {
             return Err(Error::Precondition(format!("container {} init process is not running", container.id)));
         }
-        process.state.get().may_start()?;
+        process.state.get().may_start().map_err(|error| self.with_failure(error))?;
         if request.exec_id.is_empty() {
             self.machine()?.start(&container.id).await?;
             process.state.set(State::Running);
@@ -220,6 +220,15 @@ impl Pod {
         let mut response = StartResponse::new();
         response.pid = Self::pid();
         Ok(response)
+    }
+
+    /// Says why a process has ended that ended with its machine.
+    fn with_failure(&self, error: Error) -> Error {
+        let failure = self.machine.borrow().as_ref().and_then(|machine| machine.failure());
+        match (error, failure) {
+            (Error::Precondition(problem), Some(failure)) => Error::Precondition(format!("{problem}: {failure}")),
+            (error, _) => error,
+        }
     }
 
     async fn start_exec(self: &Rc<Self>, container: &Rc<Container>, process: &Rc<Process>) -> Result<()> {

@@ -17,7 +17,7 @@ mod pod;
 mod sandbox;
 mod task;
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 
 use containerd_shim_protos::ttrpc;
 use tokio::sync::{mpsc, oneshot};
@@ -28,6 +28,9 @@ pub(crate) use self::{
     task::services as task_services,
 };
 use crate::{Error, Result, backend::Local, log};
+
+/// How long a shim waits to be asked to shut down when there is nothing left to answer for. containerd asks within 5 s.
+const IDLE: Duration = Duration::from_secs(15);
 
 /// A piece of work for the thread that owns the pod.
 pub(crate) type Job = Box<dyn FnOnce(Rc<Pod>) -> Local<'static, ()> + Send>;
@@ -56,6 +59,7 @@ impl Desk {
             Box::pin(async move {
                 let begun = std::time::Instant::now();
                 let result = work(pod.clone()).await;
+                pod.leave_when_idle(IDLE);
                 pod.calls.borrow_mut().note(name, begun.elapsed());
                 match &result {
                     Ok(_) => log::debug(name),

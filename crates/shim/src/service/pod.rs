@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     rc::Rc,
+    time::Duration,
 };
 
 use agent_api::{WindowSize, statistics::Statistics};
@@ -16,7 +17,10 @@ use containerd_shim_protos::{
     events::task as events,
     shim::oci::ProcessDetails,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::sleep,
+};
 
 use super::container::{Container, Process};
 use crate::{
@@ -55,6 +59,8 @@ pub(crate) struct Pod {
     publisher: Publisher,
     leaving: watch::Sender<bool>,
     pub(super) booting: Cell<bool>,
+    /// Counts what it was asked.
+    turns: Cell<u64>,
     /// How long containerd's calls took.
     pub(crate) calls: RefCell<Durations>,
     /// How long the agent's took.
@@ -80,6 +86,7 @@ impl Pod {
             publisher,
             leaving: watch::Sender::new(false),
             booting: Cell::new(false),
+            turns: Cell::new(0),
             calls: RefCell::default(),
             agent_calls: Rc::default(),
         })
@@ -328,12 +335,34 @@ impl Pod {
         response
     }
 
+    fn has_containers(&self) -> bool {
+        !self.containers.borrow().is_empty() || !self.creating.borrow().is_empty()
+    }
+
     /// Ends this process, unless there is something left to answer for.
     pub(super) fn shutdown(&self) {
-        let busy = !self.containers.borrow().is_empty()
-            || !self.creating.borrow().is_empty()
-            || self.api.borrow().as_ref().is_some_and(super::sandbox::Made::is_running);
+        let busy = self.has_containers() || self.api.borrow().as_ref().is_some_and(super::sandbox::Made::is_running);
         if busy { log::debug("Shutdown: there are containers left") } else { self.leave() }
+    }
+
+    /// Ends this process after `patience` if there is nothing to answer for until then. containerd asks for it, unless whoever asked containerd
+    /// was killed meanwhile; then it has forgotten this pod, and nobody would ever ask.
+    pub(crate) fn leave_when_idle(self: &Rc<Self>, patience: Duration) {
+        let turn = self.turns.get() + 1;
+        self.turns.set(turn);
+        // A sandbox of the sandbox API may have ended and is asked about until it is shut down.
+        let is_idle = |pod: &Self| !pod.has_containers() && pod.api.borrow().is_none();
+        if !is_idle(self) {
+            return;
+        }
+        let pod = self.clone();
+        tokio::task::spawn_local(async move {
+            sleep(patience).await;
+            if pod.turns.get() == turn && is_idle(&pod) {
+                log::info("nothing is left to answer for, and nobody has asked to shut down");
+                pod.leave();
+            }
+        });
     }
 
     /// Ends this process.
@@ -348,7 +377,7 @@ impl Pod {
     }
 
     /// Delivers what events are left, but does not wait longer than `deadline`.
-    pub(crate) async fn close(&self, deadline: std::time::Duration) {
+    pub(crate) async fn close(&self, deadline: Duration) {
         self.publisher.close(deadline).await;
     }
 }

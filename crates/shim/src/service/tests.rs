@@ -77,6 +77,10 @@ impl Sandbox for Shared {
         Box::pin(async { Ok("kata_guest_load{item=\"load1\"} 0\n".into()) })
     }
 
+    fn failure(&self) -> Option<String> {
+        None
+    }
+
     fn host_processes(&self) -> Vec<(&'static str, u32)> {
         vec![("hypervisor", std::process::id())]
     }
@@ -487,6 +491,26 @@ async fn a_pod_s_containers_end_before_its_sandbox() {
         let order: Vec<String> =
             exits.map(|event| events::TaskExit::parse_from_bytes(&event.event.value).unwrap().id).collect();
         assert_eq!(order, ["a", "pod"]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_shim_with_nothing_to_answer_for_does_not_wait_for_ever_to_be_shut_down() {
+    within(async {
+        let bench = Bench::new().await;
+        let patience = Duration::from_millis(20);
+        bench.create("a", "").await.unwrap();
+        bench.pod.leave_when_idle(patience);
+        assert!(timeout(patience * 5, bench.pod.left()).await.is_err(), "there is a container");
+        bench.start("a", "").await.unwrap();
+        bench.kill("a", "", 9).await.unwrap();
+        bench.wait("a", "").await;
+        bench.pod.leave_when_idle(patience);
+        assert!(timeout(patience * 5, bench.pod.left()).await.is_err(), "it has ended, and may be asked about");
+        bench.delete("a", "").await.unwrap();
+        bench.pod.leave_when_idle(patience);
+        timeout(SOON, bench.pod.left()).await.unwrap();
     })
     .await;
 }
