@@ -2,12 +2,13 @@
 
 use std::{
     fs,
+    process::Command,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use e2e::{Bundle, Runtime, Snapshot};
+use e2e::{Background, Bundle, Runtime, Snapshot};
 
 use crate::{memory, progress};
 
@@ -34,6 +35,8 @@ const SLACK: u64 = 512;
 /// After how many hundredths of the cycles there is a line each.
 const LINES: [usize; 5] = [0, 10, 40, 70, 100];
 const IDLE: [&str; 2] = ["sleep", "100000"];
+/// How long one of many that start at once may take.
+const PATIENCE: Duration = Duration::from_secs(600);
 const NEIGHBOUR: &str = "neighbour";
 /// The neighbour's processes, as its state file and the table name them.
 const PROCESSES: [(&str, &str); 3] = [("daemon", "daemon"), ("virtiofs", "virtio-fs"), ("vmm", "QEMU")];
@@ -100,7 +103,9 @@ struct Sample {
 
 impl Bench {
     fn new() -> Self {
-        let (runtime, bundle) = (Runtime::kata(), Bundle::new(IDLE));
+        // Where guests are emulated, many at once take their time.
+        let runtime = Runtime::kata_with(&format!("[agent.kata]\ndial_timeout = {}\n", PATIENCE.as_secs()));
+        let bundle = Bundle::new(IDLE);
         runtime.ok(["run", "--detach", "--bundle", bundle.arg(), NEIGHBOUR]);
         Self { runtime, prefix: format!("cycle-{}", std::process::id()) }
     }
@@ -177,21 +182,25 @@ impl Bench {
     fn at_once(&self, count: usize) -> Result<(), String> {
         println!("\n{count} sandboxes at once");
         let bundles = self.bundles(count);
-        let all = |what: &str, action: &(dyn Fn(&Bundle, &str) + Sync)| {
+        let all = |what: &str, args: &(dyn Fn(&Bundle, &str) -> Vec<String> + Sync)| {
             progress(&format!("{count} sandboxes at once: {what}"));
             let begun = Instant::now();
-            let failed = thread::scope(|scope| {
-                let start =
-                    |(number, bundle)| scope.spawn(move || action(bundle, &format!("{}-{number}", self.prefix)));
+            let failed: Vec<String> = thread::scope(|scope| {
+                let start = |(number, bundle)| {
+                    let command = self.runtime.command(args(bundle, &format!("{}-{number}", self.prefix)));
+                    scope.spawn(move || finished(command))
+                };
                 let threads: Vec<_> = bundles.iter().enumerate().map(start).collect();
-                threads.into_iter().map(thread::ScopedJoinHandle::join).filter(Result::is_err).count()
+                threads.into_iter().filter_map(|thread| thread.join().unwrap_or(Some("it panicked".into()))).collect()
             });
             println!("  {what:<10} {:>8} ms", begun.elapsed().as_millis());
-            if failed == 0 { Ok(()) } else { Err(format!("{what} failed for {failed} of {count}; see above")) }
+            let Some(first) = failed.first() else { return Ok(()) };
+            Err(format!("{what} failed for {} of {count}, the first: {first}", failed.len()))
         };
-        all("run", &|bundle, id| drop(self.runtime.ok(["run", "--detach", "--bundle", bundle.arg(), id])))?;
-        all("exec", &|_, id| drop(self.runtime.ok(["exec", id, "true"])))?;
-        all("delete", &|_, id| drop(self.runtime.ok(["delete", "--force", id])))
+        let owned = |args: &[&str]| args.iter().map(|arg| (*arg).to_owned()).collect();
+        all("run", &|bundle, id| owned(&["run", "--detach", "--bundle", bundle.arg(), id]))?;
+        all("exec", &|_, id| owned(&["exec", id, "true"]))?;
+        all("delete", &|_, id| owned(&["delete", "--force", id]))
     }
 
     /// A bundle whose container goes into the neighbour's machine.
@@ -200,6 +209,15 @@ impl Bench {
         let mut bundle = Bundle::new(IDLE);
         bundle.join("network", &format!("/proc/{pid}/ns/net"));
         bundle
+    }
+}
+
+/// Why a command failed, if it did.
+fn finished(mut command: Command) -> Option<String> {
+    match Background::start(&mut command).finish_or_kill(PATIENCE) {
+        Some(output) if output.code == 0 => None,
+        Some(output) => Some(e2e::message(&output.stderr)),
+        None => Some(format!("{command:?} does not end")),
     }
 }
 
