@@ -46,6 +46,7 @@ pub mod journal;
 pub mod launch;
 pub mod leftovers;
 mod machine;
+mod overlay;
 mod passing;
 pub mod plan;
 pub mod pod;

@@ -11,20 +11,17 @@
 
 use std::{
     fs,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::FileTypeExt,
-    },
+    os::{fd::OwnedFd, unix::fs::FileTypeExt},
     path::Path,
 };
 
 use rustix::{
     fs::{Mode, OFlags},
-    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags},
+    mount::{MountFlags, UnmountFlags},
 };
 
 use crate::{
-    Error, Result,
+    Error, Result, overlay,
     translate::{Rootfs, open_tree},
 };
 
@@ -144,7 +141,8 @@ impl RootfsMount {
         }
         let (flags, data) = self.split();
         if data.len() > MOST_DATA && self.fs_type == "overlay" {
-            return place(self.mount_long_overlay().map_err(|e| Error::io(step(), e))?);
+            let read_only = flags.contains(MountFlags::RDONLY);
+            return place(overlay::open(&self.options, read_only).map_err(|e| Error::io(step(), e))?);
         }
         let data = std::ffi::CString::new(data).map_err(|e| Error::io(step(), std::io::Error::from(e)))?;
         rustix::mount::mount(self.source.as_str(), staging, self.fs_type.as_str(), flags, data.as_c_str())
@@ -169,27 +167,6 @@ impl RootfsMount {
             }
         }
         (flags, data.join(","))
-    }
-
-    /// An overlay of more layers than mount(2) can be told of: one by one (Linux 6.7).
-    fn mount_long_overlay(&self) -> std::result::Result<OwnedFd, rustix::io::Errno> {
-        let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        let set = |key: &str, value: &str| rustix::mount::fsconfig_set_string(context.as_fd(), key, value);
-        let (flags, data) = self.split();
-        for option in data.split(',') {
-            match option.split_once('=') {
-                Some(("lowerdir", layers)) => layers.split(':').try_for_each(|layer| set("lowerdir+", layer))?,
-                Some((key, value)) => set(key, value)?,
-                None => rustix::mount::fsconfig_set_flag(context.as_fd(), option)?,
-            }
-        }
-        rustix::mount::fsconfig_create(context.as_fd())?;
-        let attributes = if flags.contains(MountFlags::RDONLY) {
-            MountAttrFlags::MOUNT_ATTR_RDONLY
-        } else {
-            MountAttrFlags::empty()
-        };
-        rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
     }
 }
 

@@ -21,6 +21,7 @@ use crate::{
     bundle::{Bundle, MountSource, is_universal},
     files,
     hooks::{Point, Told},
+    overlay,
     pod::HostCpus,
 };
 
@@ -235,6 +236,7 @@ impl Prepared {
         let guest = match source {
             MountSource::Guest => return Ok(()),
             MountSource::GuestPath(path) => path.to_owned(),
+            MountSource::Overlay => self.overlay(format!("{id}/mounts/{index}"), mount)?,
             MountSource::Host(path) => {
                 let share = share_of(format!("{id}/mounts/{index}"), mount);
                 let options = mount.options().as_deref().unwrap_or_default();
@@ -268,6 +270,19 @@ impl Prepared {
         };
         mount.set_source(Some(guest.into()));
         Ok(())
+    }
+
+    /// Shares an overlay, which is a bind mount for the guest. Gives the guest's path.
+    fn overlay(&mut self, name: String, mount: &mut Mount) -> Result<String> {
+        let share = share_of(name, mount);
+        let mut options = mount.options().clone().unwrap_or_default();
+        let tree = overlay::open(&options, share.read_only)
+            .map_err(|e| Error::io(format!("make the overlay for {}", mount.destination().display()), e))?;
+        options.retain(|option| !overlay::is_own(option));
+        options.insert(0, "rbind".into());
+        mount.set_typ(Some("bind".into()));
+        mount.set_options(Some(options));
+        Ok(self.share(share, tree))
     }
 
     /// How many bytes of huge pages of a size the container may have; 0 when it is not limited.

@@ -18,6 +18,8 @@ pub(crate) enum MountSource {
     Guest,
     /// A file or directory of the host.
     Host(PathBuf),
+    /// An overlay of directories of the host.
+    Overlay,
     /// What the guest has under this path: a device node that every Linux has, or what a pod's containers share.
     GuestPath(&'static str),
     /// Files that the kubelet changes while the pod runs ([`crate::files`]).
@@ -76,7 +78,11 @@ pub(super) fn check_mount(
         return Err(refuse.because(field("uidMappings"), "mounts with id mappings are not supported by this version"));
     }
     if !is_bind(mount) {
-        return Ok(MountSource::Guest);
+        return if mount.typ().as_deref() == Some("overlay") {
+            check_overlay(refuse, index, mount)
+        } else {
+            Ok(MountSource::Guest)
+        };
     }
     if let Some(shared) = mount.options().iter().flatten().find(|option| *option == "rshared" || *option == "shared") {
         let problem = format!(
@@ -137,6 +143,18 @@ pub(super) fn check_mount(
         },
         _ => MountSource::Host(path),
     })
+}
+
+/// Refuses an overlay whose directories are not there.
+fn check_overlay(refuse: &Refusals<'_>, index: usize, mount: &Mount) -> Result<MountSource> {
+    let options = mount.options().as_deref().unwrap_or_default();
+    if options.iter().any(|option| option.starts_with("lowerdir=")) {
+        return Ok(MountSource::Overlay);
+    }
+    Err(refuse.because(
+        format!("mounts[{index}].options"),
+        "an overlay has no lowerdir; the directories of the host that it is made of are expected",
+    ))
 }
 
 /// Whether a directory is the empty file system in memory that an engine has made for a container's `/dev/shm`. The guest's memory is meant then:
