@@ -27,7 +27,7 @@ pub struct Cli {
     /// Read the configuration from this file
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Have systemd account for the container; refused where no systemd runs. The container's limits are in its guest
+    /// Ask systemd for a scope for the container's processes on the host; refused where no systemd runs. Its limits are in its guest
     #[arg(long)]
     pub systemd_cgroup: bool,
     /// The same in crun's words: cgroupfs, systemd or disabled

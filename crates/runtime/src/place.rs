@@ -6,7 +6,7 @@
 use std::{path::PathBuf, sync::mpsc, thread};
 
 use network::Namespace;
-use sandbox::cgroup::HostCgroup;
+use sandbox::{cgroup::HostCgroup, systemd::Scope};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, view::View};
@@ -27,13 +27,20 @@ pub(crate) struct Place {
     pub network: Option<Network>,
     /// Its cgroup, as `linux.cgroupsPath` has it, which exists.
     pub cgroup: Option<PathBuf>,
+    /// The scope of systemd that it is in instead.
+    #[serde(default)]
+    pub scope: Option<Scope>,
     /// Whether it has mounts of its own: hooks may mount there what the guest is to see and the host is not.
     pub mounts: bool,
 }
 
 impl Place {
     fn enter(&self) -> Result<Option<HostCgroup>> {
-        let cgroup = self.cgroup.as_deref().map(|path| HostCgroup::enter(path, &mut |_| Ok(()))).transpose()?;
+        let cgroup = match (&self.scope, &self.cgroup) {
+            (Some(scope), _) => Some(HostCgroup::enter_scope(scope)?),
+            (None, Some(path)) => Some(HostCgroup::enter(path, &mut |_| Ok(()))?),
+            (None, None) => None,
+        };
         match &self.network {
             None => Ok(()),
             Some(Network::New) => Namespace::create().and_then(|namespace| namespace.enter()),

@@ -20,7 +20,7 @@ fn choose_root(real_root: bool, root: bool, user: Option<OsString>, runtime_dir:
 
 /// Whether this is root, and not that of a user namespace.
 pub(crate) fn is_root_of_host() -> bool {
-    is_root() && !in_user_namespace()
+    is_root() && !sandbox::in_user_namespace()
 }
 
 /// Refuses to start a container where it cannot be done.
@@ -36,13 +36,6 @@ pub(crate) fn check() -> Result<()> {
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
-}
-
-/// user_namespaces(7): the first one has every id.
-fn in_user_namespace() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    let numbers: Vec<&str> = map.split_ascii_whitespace().collect();
-    numbers != ["0", "0", "4294967295"]
 }
 
 #[cfg(test)]

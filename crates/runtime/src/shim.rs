@@ -444,7 +444,7 @@ mod tests {
             id: "c".into(),
             exec: Some("e".into()),
             root: "/run/x".into(),
-            place: Place { network: Some(Network::New), cgroup: Some("/a/b".into()), mounts: true },
+            place: Place { network: Some(Network::New), cgroup: Some("/a/b".into()), scope: None, mounts: true },
             caller: 7,
             view: Some(View { root: "/r".into(), mounts: Vec::new() }),
             stdin: Some(5),

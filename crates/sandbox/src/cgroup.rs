@@ -1,8 +1,8 @@
 //! The host's control group of a sandbox: the process that hosts it, and so every process that this starts, is accounted for and limited where
 //! the engine wants the pod to be.
 //!
-//! With cgroup v1 that is one directory in each hierarchy, with v2 one in all. Where systemd owns the hierarchy, the sandbox's is a directory
-//! in the slice that the kubelet had systemd make for the pod.
+//! With cgroup v1 that is one directory in each hierarchy, with v2 one in all. Who has systemd manage cgroups asks for a scope of it
+//! ([`crate::systemd`]) instead.
 
 use std::{
     fs, io,
@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, systemd::Scope};
 
 /// A mounted hierarchy.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,6 +61,19 @@ impl HostCgroup {
             }
         }
         Ok(cgroup)
+    }
+
+    /// Has systemd take the calling process into a scope.
+    ///
+    /// # Errors
+    /// [`Error::Systemd`], or [`Error::Io`]; the process is where it was then.
+    pub fn enter_scope(scope: &Scope) -> Result<Self> {
+        let table = read(Path::new(MOUNT_TABLE))?;
+        let own = read(Path::new("/proc/self/cgroup"))?;
+        let backs = hierarchies(&table).into_iter().filter_map(|hierarchy| hierarchy.own(&own));
+        let entered = backs.map(|back| Entered { back, made: Vec::new() }).collect();
+        scope.enter()?;
+        Ok(Self { entered })
     }
 
     fn enter_one(&mut self, dir: &Path, back: PathBuf, missing: &[PathBuf]) -> Result<()> {

@@ -90,6 +90,14 @@ pub enum Error {
         /// The end of what it said.
         said: String,
     },
+    /// systemd refused, or did not answer.
+    #[error("{step}: {problem}")]
+    Systemd {
+        /// What it was asked for.
+        step: String,
+        /// What it said, and the remedy.
+        problem: String,
+    },
     /// A start took longer than it may. The text is complete.
     #[error("{message}")]
     Late {

@@ -16,6 +16,28 @@ pub(crate) fn vmm_uid() -> Option<u32> {
     choose(&map("/proc/self/uid_map")?, &map("/proc/self/gid_map")?, std::process::id())
 }
 
+/// The user of this process as it is known outside of its user namespace (user_namespaces(7)).
+pub(crate) fn uid_outside() -> u32 {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    outside(&map, rustix::process::geteuid().as_raw())
+}
+
+fn outside(map: &str, id: u32) -> u32 {
+    let of_line = |line: &str| {
+        let mut numbers = line.split_ascii_whitespace().map(|number| number.parse::<u32>().ok());
+        let (first, outside, count) = (numbers.next()??, numbers.next()??, numbers.next()??);
+        let at = id.checked_sub(first).filter(|at| *at < count)?;
+        outside.checked_add(at)
+    };
+    map.lines().find_map(of_line).unwrap_or(id)
+}
+
+/// user_namespaces(7): the first one has every id.
+pub fn in_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    ranges(&map) != [(0, u32::MAX - 1)]
+}
+
 /// Of the ids that a user namespace has (user_namespaces(7)), those of users and of groups.
 fn choose(uids: &str, gids: &str, pid: u32) -> Option<u32> {
     let (uids, gids) = (ranges(uids), ranges(gids));
@@ -48,6 +70,14 @@ mod tests {
     fn on_the_host_it_is_one_of_a_range_of_ours() {
         let all = "         0          0 4294967295\n";
         assert_eq!(choose(all, all, 77), Some(FIRST + 77));
+    }
+
+    #[test]
+    fn a_user_is_another_one_outside() {
+        let map = "0 1000 1\n1 100000 65536\n";
+        assert_eq!((outside(map, 0), outside(map, 3)), (1000, 100_002));
+        assert_eq!(outside("0 0 4294967295\n", 0), 0);
+        assert_eq!(outside("", 7), 7);
     }
 
     #[test]

@@ -31,6 +31,7 @@ use crate::{
     steps,
     store::{ContainerState, ProcessRef, StateDir, Store},
     sys,
+    systemd::Scope,
     timeline::Timeline,
     translate::{Parts, Prepared, Rootfs, open_tree},
 };
@@ -47,6 +48,8 @@ pub struct Launch<'a> {
     pub joining: Option<&'a Joining>,
     /// The machine's configuration.
     pub config: &'a Config,
+    /// Whether systemd is asked for a scope, instead of making a cgroup.
+    pub systemd: bool,
     /// Whether interfaces, disks, memory and processors may come while the machine runs.
     pub growing: bool,
     /// `CLOCK_MONOTONIC` when the caller's command began, nanoseconds; the timeline counts from it.
@@ -108,7 +111,7 @@ impl<'a> Launch<'a> {
     /// # Errors
     /// What is wrong, with its step; nothing is left behind.
     pub fn prepare(self, warn: &mut dyn FnMut(&str)) -> Result<Launching<'a>> {
-        let Launch { store, id, bundle, joining, config, growing, begun_ns } = self;
+        let Launch { store, id, bundle, joining, config, systemd, growing, begun_ns } = self;
         store.check_free(id)?;
         let plan = Plan::new(config, warn)?;
         plan.observe();
@@ -121,8 +124,11 @@ impl<'a> Launch<'a> {
         limits.check()?;
         let demand = if growing { Demand::growing(limits, &plan) } else { Demand::fixed(limits, &config.qemu) };
         let prepared = Some(prepare(id, bundle, &plan)?);
-        let dir = store.reserve(id)?;
         let mut state = initial_state(id, bundle);
+        if systemd {
+            state.ask_for_scope(&store.root().join(id))?;
+        }
+        let dir = store.reserve(id)?;
         state.sandbox = joining.map(|joining| joining.sandbox.clone());
         let mut launching =
             Launching { dir, state, bundle, prepared, plan, demand, network, begun_ns, joining, done: false };
@@ -165,6 +171,11 @@ impl Launching<'_> {
     /// The cgroup of the host in which the container's processes of the host shall be.
     pub fn cgroup(&self) -> Option<&Path> {
         self.state.cgroup.as_deref()
+    }
+
+    /// The scope of systemd that they shall be in instead. It is made by the first that enters it.
+    pub fn scope(&self) -> Option<&Scope> {
+        self.state.scope.as_ref()
     }
 
     /// Whether the container is to have the host's network.

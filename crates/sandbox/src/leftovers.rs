@@ -13,6 +13,7 @@ use crate::{
     Error, Result,
     plan::CACHE_DIR,
     store::{ContainerState, DIRECTORIES, OWNERLESS, ProcessRef, StateDir, Store},
+    systemd::Scope,
 };
 
 /// How old a state directory must be in which nothing is written down: one that is being made has nothing either, for an instant.
@@ -143,6 +144,11 @@ impl Leftover {
     pub fn cgroups(&self) -> Vec<&Path> {
         let named = self.state.iter().flat_map(|state| &state.cgroups);
         named.map(PathBuf::as_path).filter(|path| path.is_dir()).collect()
+    }
+
+    /// The scope of systemd that was made for it and is there.
+    pub fn scope(&self) -> Option<&str> {
+        self.state.as_ref()?.scope().filter(|scope| scope.exists()).map(Scope::unit)
     }
 
     /// Ends its processes and removes it with what it names.

@@ -55,11 +55,13 @@ mod seccomp;
 mod steps;
 pub mod store;
 mod sys;
+pub mod systemd;
 pub mod timeline;
 mod translate;
 pub mod trial;
 
 pub use error::{Error, chain};
+pub use identity::in_user_namespace;
 pub use machine::{Ending, Observer, Outcome, ended};
 pub use sys::own_directories;
 pub use translate::{FirstDisks, Prepared, Rootfs, open_tree};

@@ -23,7 +23,7 @@ use std::{
 use agent_api::ExitStatus;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, steps, sys};
+use crate::{Error, Result, steps, sys, systemd::Scope};
 
 /// Where a root user's containers are unless `--root` says otherwise.
 pub const DEFAULT_ROOT: &str = "/run/kata-runtime";
@@ -174,6 +174,9 @@ pub struct ContainerState {
     /// The host's cgroup that its configuration names (`linux.cgroupsPath`).
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
+    /// The scope of systemd that its processes of the host are in, in place of that cgroup.
+    #[serde(default)]
+    pub scope: Option<Scope>,
     /// The state directory of the sandbox that it is in, if that is not its own.
     #[serde(default)]
     pub sandbox: Option<PathBuf>,
@@ -207,6 +210,7 @@ impl ContainerState {
             joined: Vec::new(),
             cgroups: Vec::new(),
             cgroup: None,
+            scope: None,
             sandbox: None,
             hooks: None,
         }
@@ -223,6 +227,21 @@ impl ContainerState {
     /// Whether the host has been started anew since it was written: then no process that it names is the one that was meant.
     pub fn is_of_another_boot(&self) -> bool {
         self.boot.is_some() && self.boot != boot_id()
+    }
+
+    /// Has systemd be asked for a scope, in place of the cgroup that the configuration names. `dir` is the state directory.
+    ///
+    /// # Errors
+    /// As [`Scope::new`].
+    pub fn ask_for_scope(&mut self, dir: &Path) -> Result<()> {
+        let path = self.cgroup.take();
+        self.scope = Some(Scope::new(&self.id, dir, path.as_deref(), &self.annotations)?);
+        Ok(())
+    }
+
+    /// The scope of systemd that was asked for since the host's last start, which none survives.
+    pub fn scope(&self) -> Option<&Scope> {
+        self.scope.as_ref().filter(|_| !self.is_of_another_boot())
     }
 
     /// Whether a process lives that answers for it.
@@ -335,6 +354,9 @@ impl StateDir {
                 process.kill_and_wait(name)?;
             }
             crate::cgroup::remove(&state.cgroups);
+            if let Some(scope) = state.scope() {
+                scope.remove()?;
+            }
             if let Some(sandbox) = state.sandbox.as_deref().filter(|_| !state.is_answered_for()) {
                 // Its daemon did not come to remove it.
                 Self::at(sandbox).purge_ownerless()?;

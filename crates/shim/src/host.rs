@@ -1,6 +1,14 @@
 //! The sandbox library, hosted by this process.
 
-use std::{cell::RefCell, collections::HashMap, fs, path::Path, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use ::sandbox::{
     Observer, Prepared,
@@ -13,6 +21,7 @@ use ::sandbox::{
     pod::{self, Birth, Demand, GuestNetwork, Limits},
     rootfs::{self, RootfsMount},
     store::{ContainerState, StateDir, Status, Store},
+    systemd::{self, Scope},
 };
 use agent_api::{Pod, WindowSize, statistics::Statistics};
 use config::{Config, Internetworking};
@@ -153,13 +162,19 @@ impl Hosted {
         let network = guest_network(bundle.as_ref(), unbundled, model)?;
         let hooks = bundle.as_ref().and_then(|bundle| Hooks::of(&origin, &boot.sandbox, bundle));
         let id = boot.sandbox.clone();
+        let mut state = match &bundle {
+            Some(bundle) => launch::initial_state(&id, bundle),
+            None => ContainerState::new(&id, &boot.bundle),
+        };
+        if boot.options.systemd_cgroup {
+            systemd::check()?;
+            state.cgroup = cgroup_of(&spec);
+            state.ask_for_scope(&store.root().join(&id))?;
+        }
         let dir = store.reserve(&id)?;
         let mut cgroups = Vec::new();
         let booted = async {
-            let state = match &bundle {
-                Some(bundle) => launch::initial_state(&boot.sandbox, bundle),
-                None => ContainerState::new(&boot.sandbox, &boot.bundle),
-            };
+            let scope = state.scope.clone();
             let journal = Journal::claim(dir.clone(), state)?;
             let mut first = match &bundle {
                 Some(bundle) if alone => Some(prepare(&boot.sandbox, bundle, &boot.rootfs, &dir, &plan)?),
@@ -175,7 +190,10 @@ impl Hosted {
                 // It is left for the pod's while the machine is started; that it can be entered is found out before.
                 cgroups.push(enter_cgroup(path, &journal)?);
             }
-            cgroups.extend(enter_cgroup_of_pod(&spec, &journal));
+            match scope {
+                Some(scope) => cgroups.push(enter_scope(scope).await?),
+                None => cgroups.extend(enter_cgroup_of_pod(&spec, &journal)),
+            }
             let observer = Rc::new(Watcher {
                 journal: journal.clone(),
                 out_of_memory: boot.out_of_memory,
@@ -339,9 +357,19 @@ fn limits_of_pod(annotations: &HashMap<String, String>) -> Limits {
     Limits { milli_cpus, memory: number("memory") }
 }
 
+fn cgroup_of(spec: &Spec) -> Option<PathBuf> {
+    spec.linux().as_ref()?.cgroups_path().clone().filter(|path| !path.as_os_str().is_empty())
+}
+
+/// The same where systemd manages cgroups. It is asked beside this thread, on which callers are answered.
+async fn enter_scope(scope: Scope) -> Result<HostCgroup> {
+    let entered = tokio::task::spawn_blocking(move || HostCgroup::enter_scope(&scope)).await;
+    Ok(entered.map_err(|error| Error::io("wait for systemd", error))??)
+}
+
 /// Moves this process, and so the machine, to where the pod is accounted for. Where that cannot be the pod runs nevertheless.
 fn enter_cgroup_of_pod(spec: &Spec, journal: &Journal) -> Option<HostCgroup> {
-    let path = spec.linux().as_ref()?.cgroups_path().clone()?;
+    let path = cgroup_of(spec)?;
     warned(&path, enter_cgroup(&path, journal))
 }
 

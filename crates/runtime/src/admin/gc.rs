@@ -124,6 +124,7 @@ fn items_of(leftover: &Leftover, sockets: &[PathBuf]) -> Vec<Item> {
     items
         .extend(processes.iter().map(|(name, process)| Item::new("process", format!("{name} ({})", process.pid), &of)));
     items.extend(leftover.cgroups().iter().map(|path| Item::new("cgroup", path.display().to_string(), &of)));
+    items.extend(leftover.scope().map(|unit| Item::new("scope", unit, &of)));
     items.extend(sockets.iter().map(|path| Item::new("socket", path.display().to_string(), &of)));
     items
 }

@@ -13,6 +13,7 @@ use sandbox::{
     joining::Joining,
     launch::{Launch, Launching, initial_state},
     store::{ProcessRef, Store},
+    systemd,
 };
 
 use super::lifecycle;
@@ -27,9 +28,6 @@ use crate::{
     stdio,
     view::View,
 };
-
-/// What is there where systemd is the first process (sd_booted(3)).
-const SYSTEMD: &str = "/run/systemd/system";
 
 /// `create`.
 pub(crate) fn create(context: &Context, id: &str, args: &CreateArgs) -> Result<ExitCode> {
@@ -58,8 +56,8 @@ struct Order {
 fn check(context: &Context, id: &str, args: &CreateArgs, detached: bool) -> Result<Order> {
     rootless::check()?;
     context.store.check_free(id)?;
-    if context.systemd && !Path::new(SYSTEMD).is_dir() {
-        return Err(Error::refused("systemd not running on this host, cannot use systemd cgroups manager"));
+    if context.systemd {
+        systemd::check()?;
     }
     let dir = args.bundle.as_deref().unwrap_or(Path::new("."));
     let (bundle, joining) = Bundle::load_joining(dir, args.config.as_deref(), &context.store)?;
@@ -125,6 +123,7 @@ impl<'a> Making<'a> {
             bundle: &self.order.bundle,
             joining: self.order.joining.as_ref(),
             config: &self.order.config,
+            systemd: self.context.systemd,
             growing,
             begun_ns: self.context.begun_ns,
         }
@@ -207,7 +206,8 @@ fn detached(context: &Context, id: &str, args: &CreateArgs, start: bool) -> Resu
     // Declared before what may be in its cgroup, so that it goes after that.
     let mut launching = making.prepare(!start)?;
     let cgroup = launching.cgroup().map(Into::into);
-    let place = Place { network: network_of(&launching), cgroup, mounts: order.bundle.spec.hooks().is_some() };
+    let scope = launching.scope().cloned();
+    let place = Place { network: network_of(&launching), cgroup, scope, mounts: order.bundle.spec.hooks().is_some() };
     let view = View { root: order.bundle.rootfs.clone(), mounts: order.bundle.visible()? };
     let job = shim::Job { store: &context.store, id, exec: None, ends, console, size, place, view: Some(view) };
     let made = shim::start(job).and_then(|waiting| {
@@ -248,7 +248,7 @@ fn foreground(context: &Context, id: &str, args: &CreateArgs, keep: bool) -> Res
     // Only hooks can look for this process, or bring interfaces into a namespace that is new.
     let hooked = order.bundle.spec.hooks().is_some();
     let network = if hooked { network_of(&launching) } else { None };
-    let place = Place { network, cgroup: None, mounts: hooked };
+    let place = Place { network, cgroup: None, scope: None, mounts: hooked };
     let begin = |placed: Result<()>| {
         placed?;
         let running = making.launch(&mut launching, theirs, true, hooked.then(std::process::id))?;

@@ -130,7 +130,7 @@ fn detached(
     let (ends, theirs) = stdio::pairs(terminal)?;
     // Beside the process that stands for the container's first one.
     let network = (state.pid != 0).then(|| Network::At(format!("/proc/{}/ns/net", state.pid).into()));
-    let place = Place { network, cgroup: state.cgroup.clone(), mounts: false };
+    let place = Place { network, cgroup: state.cgroup.clone(), scope: state.scope.clone(), mounts: false };
     let job =
         shim::Job { store: &context.store, id: &state.id, exec: Some(name), ends, console, size, place, view: None };
     let waiting = shim::start(job)?;

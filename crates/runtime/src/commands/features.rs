@@ -158,7 +158,7 @@ pub(crate) fn text() -> Result<String> {
         linux: Linux {
             namespaces: ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
             capabilities: CAPABILITIES,
-            cgroup: Cgroup { v1: false, v2: true, systemd: false, systemd_user: false },
+            cgroup: Cgroup { v1: false, v2: true, systemd: true, systemd_user: true },
             seccomp: Seccomp {
                 enabled: true,
                 actions: [

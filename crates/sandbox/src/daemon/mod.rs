@@ -129,10 +129,13 @@ async fn boot(boot: Boot, dir: StateDir, mut descriptors: Vec<OwnedFd>) -> Resul
     plan.observe();
     let (mut prepared, stdio) = unpack(parts, stdio, &mut descriptors)?;
     let disks = prepared.take_disks();
+    let scope = state.scope.clone();
     let journal = Journal::claim(dir.clone(), state)?;
     let listener = listen(&dir)?;
     let mut host_cgroup = None;
-    if let Some(path) = cgroup {
+    if let Some(scope) = scope {
+        host_cgroup = Some(HostCgroup::enter_scope(&scope)?);
+    } else if let Some(path) = cgroup {
         let mut made = |made| journal.update(|state| drop(state.cgroups.splice(0..0, made)));
         match HostCgroup::enter(&path, &mut made) {
             Ok(entered) => host_cgroup = Some(entered),
