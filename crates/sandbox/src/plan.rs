@@ -79,15 +79,29 @@ impl Plan {
     }
 }
 
-fn choose_accelerator(config: &Config, guest: Arch, warn: &mut dyn FnMut(&str)) -> Result<bool> {
-    let wanted = match config.qemu.accelerator {
+/// The QEMU that guests of this architecture would run in now, for showing: which one is taken depends on whether KVM works. Leaves nothing behind.
+///
+/// # Errors
+/// [`config::Error::Missing`] if there is none.
+pub fn locate_vmm(config: &Config, arch: Arch) -> std::result::Result<PathBuf, config::Error> {
+    // Nowhere to remember it, so that it is tried anew. Where KVM is demanded and does not work, that is told elsewhere.
+    let choice = hypervisor::choose_accelerator(wanted(config), arch, Path::new("/nonexistent"));
+    let kvm = choice.is_ok_and(|choice| choice.kvm);
+    config.qemu.locate_program(arch.qemu_program(), arch.qemu_package(), kvm)
+}
+
+fn wanted(config: &Config) -> hypervisor::Accelerator {
+    match config.qemu.accelerator {
         config::Accelerator::Auto => hypervisor::Accelerator::Auto,
         config::Accelerator::Kvm => hypervisor::Accelerator::Kvm,
         config::Accelerator::Tcg => hypervisor::Accelerator::Tcg,
-    };
+    }
+}
+
+fn choose_accelerator(config: &Config, guest: Arch, warn: &mut dyn FnMut(&str)) -> Result<bool> {
     // Without the directory each start probes anew, which is all that it costs.
     let _ = std::fs::DirBuilder::new().mode(0o700).recursive(true).create(CACHE_DIR);
-    let choice = hypervisor::choose_accelerator(wanted, guest, Path::new(CACHE_DIR))?;
+    let choice = hypervisor::choose_accelerator(wanted(config), guest, Path::new(CACHE_DIR))?;
     if let Some(warning) = choice.warning {
         warn(&warning);
     }

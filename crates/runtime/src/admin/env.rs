@@ -194,7 +194,7 @@ fn gather(context: &Context, config: &Config) -> Environment {
         None => Default::default(),
     };
     let arch = arch.or(Arch::HOST);
-    let located = arch.map(|arch| config.qemu.locate_program(arch.qemu_program(), arch.qemu_package(), false));
+    let located = arch.map(|arch| sandbox::plan::locate_vmm(config, arch));
     let program = located.and_then(|located| located.inspect_err(|error| warn(error)).ok());
     let version = program.as_deref().map(|program| hypervisor::qemu::version(program).inspect_err(|error| warn(error)));
     let in_force = |name: &str| {

@@ -101,7 +101,7 @@ fn found(config: &Config, name: &str) -> Option<String> {
     let guest = config.qemu.locate_guest().ok()?;
     let arch = Arch::of_kernel(&guest.kernel).ok().or(Arch::HOST)?;
     let path = match (name, guest.image) {
-        ("path", _) => config.qemu.locate_program(arch.qemu_program(), arch.qemu_package(), false).ok()?,
+        ("path", _) => sandbox::plan::locate_vmm(config, arch).ok()?,
         ("kernel", _) => guest.kernel,
         ("initrd", GuestImage::Initrd(path)) | ("image", GuestImage::Disk { path, .. }) => path,
         _ => return None,

@@ -44,7 +44,7 @@ fn arch(subject: &Subject) -> Option<Arch> {
 pub(super) fn qemu(subject: &Subject) -> Verdict {
     let Some(arch) = arch(subject) else { return super::host::cpu(subject) };
     let remedy = format!("install QEMU (Debian: {}), or set `path` in [hypervisor.qemu]", arch.qemu_package());
-    let program = match subject.config().qemu.locate_program(arch.qemu_program(), arch.qemu_package(), false) {
+    let program = match sandbox::plan::locate_vmm(&subject.config(), arch) {
         Ok(program) => program,
         Err(error) => return Verdict::fails(error.to_string(), remedy),
     };
