@@ -11,7 +11,7 @@ export FORMAT ?= image
 export FS ?= erofs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel build stage run image test guests faults contest conformance podman docker aarch64 bench cycles count lint qemu deb kubernetes install uninstall clean
+.PHONY: help setup kernel build stage run image test guests faults contest lab conformance podman docker aarch64 bench cycles count lint qemu deb kubernetes install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,12 @@ docker: ## drive Docker 20.10, 26 and 28 by the runtime's path and by the shim, 
 	@scripts/setup.sh test
 	@scripts/stage.sh
 	@KATA_ENGINES_VERSIONS=all cargo test -p engines --test suite docker:: -- --test-threads 2
+
+lab: ## run tests with KVM, in an emulated machine that has it (LAB=WORDS: vhost or plain, suites, parts of tests' names; docs/lab.md)
+	@scripts/setup.sh test
+	@scripts/setup.sh lab
+	@scripts/stage.sh
+	@cargo run --quiet -p lab -- $(LAB)
 
 conformance: ## run the suites of runc, crun and Podman through the built product and through theirs; takes hours where the processor is emulated
 	@scripts/setup.sh test

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that building and running need, and unpacks what a guest boots from into the cache.
-# Usage: setup.sh run|image|test|lint, setup.sh kernel [ARCH], or setup.sh guest ARCH for a foreign architecture. Quick when nothing is
+# Usage: setup.sh run|image|test|lab|lint, setup.sh kernel [ARCH], or setup.sh guest ARCH for a foreign architecture. Quick when nothing is
 # missing; can be interrupted and repeated.
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/packages.sh"
@@ -50,6 +50,15 @@ test)
         "lsof: one of these counts pipes with it"
     )
     ;;
+lab)
+    packages+=(
+        "mmdebstrap: the system of the lab's machine"
+        "e2fsprogs: its disks"
+        "qemu-utils: layers of its disks"
+        "util-linux: ends it with whoever started it"
+        "binutils: takes the symbols off test programs"
+    )
+    ;;
 lint) packages+=("shellcheck: checks the scripts") ;;
 kernel)
     packages=(
@@ -87,7 +96,7 @@ guest)
     )
     [ "$arch" != aarch64 ] || packages+=("qemu-system-arm: the virtual machine of another architecture")
     ;;
-*) fail "usage: setup.sh run|image|test|lint, setup.sh kernel [ARCH], or setup.sh guest ARCH" ;;
+*) fail "usage: setup.sh run|image|test|lab|lint, setup.sh kernel [ARCH], or setup.sh guest ARCH" ;;
 esac
 
 command -v cargo >/dev/null || fail "cargo is missing; install Rust from https://rustup.rs"

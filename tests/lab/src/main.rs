@@ -1,0 +1,228 @@
+//! Runs tests with KVM on any machine: in one that QEMU emulates with AMD's virtualisation, a Debian with systemd, unified control groups and
+//! containerd, into which the product is installed from its packages. docs/lab.md tells more.
+//!
+//! That machine is booted once and restored from then on. What a run brings comes on a disk that is plugged in afterwards;
+//! commands and their output go over a virtio-serial port. There is no network.
+#![allow(missing_docs)]
+
+mod machine;
+mod payload;
+mod port;
+mod qmp;
+mod suites;
+mod tally;
+
+use std::{
+    env, fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use clap::{Parser, Subcommand};
+use machine::{Machine, System};
+use payload::Places;
+use suites::{Choice, Flavour, Suite};
+use tally::{Reader, Tally};
+use tokio::{process::Command, signal::unix};
+
+/// What went wrong, in words for whoever started this.
+type Result<T> = std::result::Result<T, String>;
+
+/// Longest a suite may say nothing: a test says its name only when it is over.
+const SILENCE: Duration = Duration::from_secs(3600);
+
+/// Runs tests with KVM, in an emulated machine that has it.
+#[derive(Debug, Parser)]
+#[command(name = "kata-lab", args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    what: Option<What>,
+    /// Flavours (vhost, plain) and suites to run; other words are parts of tests' names. All unless given.
+    words: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Runs a command as root in a fresh machine, and ends that.
+    Exec {
+        /// A directory that the machine has as /payload.
+        #[arg(long)]
+        payload: Option<PathBuf>,
+        /// The flavour of the machine.
+        #[arg(long, default_value = "vhost")]
+        flavour: String,
+        /// A line for a shell.
+        command: String,
+    },
+}
+
+/// Tells of a step.
+pub fn say(what: &str) {
+    // Standard output is for what the machine says.
+    eprintln!("==> {what}");
+}
+
+/// Runs a command that must succeed.
+pub async fn succeed(command: &mut Command) -> Result<()> {
+    let status = command.kill_on_drop(true).status().await;
+    let name = command.as_std().get_program().to_string_lossy().into_owned();
+    match status {
+        Err(e) => Err(format!("start {name}: {e}")),
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{name} failed ({status}); its reason is above")),
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let work = async {
+        match cli.what {
+            None => run(&cli.words).await,
+            Some(What::Exec { payload, flavour, command }) => exec(payload.as_deref(), &flavour, &command).await,
+        }
+    };
+    // Dropping the work ends what it started and removes what it made.
+    let done = tokio::select! {
+        done = work => done,
+        signal = interrupted() => Err(signal.map_or_else(|e| format!("wait for signals: {e}"), |()| "interrupted".into())),
+    };
+    done.unwrap_or_else(|problem| {
+        eprintln!("error: {problem}");
+        ExitCode::FAILURE
+    })
+}
+
+async fn interrupted() -> std::io::Result<()> {
+    let mut terminate = unix::signal(unix::SignalKind::terminate())?;
+    let mut hang_up = unix::signal(unix::SignalKind::hangup())?;
+    tokio::select! {
+        done = tokio::signal::ctrl_c() => done,
+        _ = terminate.recv() => Ok(()),
+        _ = hang_up.recv() => Ok(()),
+    }
+}
+
+fn places() -> Result<Places> {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let top = fs::canonicalize(&top).map_err(|e| format!("find {}: {e}", top.display()))?;
+    let home = || {
+        let own = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+        own.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache"))).map(|cache| cache.join("kata"))
+    };
+    let cache =
+        env::var_os("KATA_CACHE").map(PathBuf::from).or_else(home).ok_or("neither KATA_CACHE nor HOME is set")?;
+    let output = env::var_os("CARGO_TARGET_DIR").map_or_else(|| top.join("target"), PathBuf::from).join("lab");
+    Ok(Places { top, cache, output })
+}
+
+/// Restores a machine of a flavour. What it writes to its console goes into the directory.
+async fn machine(system: &System, flavour: Flavour, logs: &Path) -> Result<Machine> {
+    let begun = Instant::now();
+    let mut machine = system.restore(&logs.join("console.log")).await?;
+    machine.port.ok(flavour.set_up(), machine::SHORT).await?;
+    say(&format!("{}: a machine, restored in {:.1} s", flavour.name(), begun.elapsed().as_secs_f64()));
+    Ok(machine)
+}
+
+async fn exec(payload: Option<&Path>, flavour: &str, command: &str) -> Result<ExitCode> {
+    let flavour = Flavour::ALL.into_iter().find(|known| known.name() == flavour);
+    let flavour = flavour.ok_or("--flavour: vhost or plain is expected")?;
+    let places = places()?;
+    let system = System::prepare(&places.top).await?;
+    let work = tempfile::tempdir().map_err(|e| format!("make a directory: {e}"))?;
+    let mut machine = machine(&system, flavour, work.path()).await?;
+    if let Some(tree) = payload {
+        let image = work.path().join("payload");
+        payload::make_disk(tree, &image).await?;
+        machine.plug(&image).await?;
+        // QEMU has it open.
+        let _ = fs::remove_file(&image);
+    }
+    let status = machine.port.run(command, SILENCE, &mut show).await?;
+    Ok(ExitCode::from(u8::try_from(status).unwrap_or(1)))
+}
+
+fn show(bytes: &[u8]) {
+    let mut out = std::io::stdout().lock();
+    // Where nobody listens any more the tests go on nevertheless.
+    let _ = out.write_all(bytes).and_then(|()| out.flush());
+}
+
+async fn run(words: &[String]) -> Result<ExitCode> {
+    let choice = Choice::of(words);
+    let chosen: Vec<(Flavour, Vec<&Suite>)> = Flavour::ALL
+        .into_iter()
+        .map(|flavour| (flavour, choice.suites(flavour)))
+        .filter(|(_, suites)| !suites.is_empty())
+        .collect();
+    let places = places()?;
+    fs::create_dir_all(&places.output).map_err(|e| format!("create {}: {e}", places.output.display()))?;
+    let system = System::prepare(&places.top).await?;
+    let mut all = Tally::default();
+    for (flavour, suites) in chosen {
+        let logs = tempfile::Builder::new().prefix(&format!("{}.", flavour.name())).tempdir_in(&places.output);
+        let logs = logs.map_err(|e| format!("make a directory in {}: {e}", places.output.display()))?;
+        let tally = run_on(&system, &places, flavour, &suites, &choice.tests, logs.path()).await;
+        if !matches!(tally, Ok(Tally { failed: 0, .. })) {
+            eprintln!("{}: the logs are in {}", flavour.name(), logs.keep().display());
+        }
+        let tally = tally.map_err(|problem| format!("{}: {problem}", flavour.name()))?;
+        all += tally;
+    }
+    if all == Tally::default() {
+        return Err(format!("no test has {:?} in its name", choice.tests.join(" ")));
+    }
+    println!("{} passed, {} failed", all.passed, all.failed);
+    Ok(if all.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs suites on a machine.
+async fn run_on(
+    system: &System,
+    places: &Places,
+    flavour: Flavour,
+    suites: &[&Suite],
+    tests: &[String],
+    logs: &Path,
+) -> Result<Tally> {
+    let (work, image) = payload::disk(places, suites).await?;
+    let mut machine = machine(system, flavour, logs).await?;
+    machine.plug(&image).await?;
+    // QEMU has it open.
+    drop(work);
+    let log = logs.join("tests.log");
+    let mut log = fs::File::create(&log).map_err(|e| format!("create {}: {e}", log.display()))?;
+    say("installing the product from its packages");
+    machine.port.ok("dpkg --install /payload/deb/*.deb 2>&1", machine::SHORT).await?;
+    let mut all = Tally::default();
+    for suite in suites {
+        say(&format!("{}: {}", flavour.name(), suite.name));
+        let mut reader = Reader::default();
+        let mut sink = |bytes: &[u8]| {
+            show(bytes);
+            let _ = log.write_all(bytes);
+            reader.feed(bytes);
+        };
+        let status = machine.port.run(&line(suite, tests), SILENCE, &mut sink).await?;
+        all += reader.end(status);
+    }
+    Ok(all)
+}
+
+/// The command that runs a suite.
+fn line(suite: &Suite, tests: &[String]) -> String {
+    let word = |text: &str| format!(" '{}'", text.replace('\'', r"'\''"));
+    let mut line = "cd /payload && KATA_STAGE=/usr KATA_CACHE=/payload/cache KATA_ROOTFS=/payload/rootfs \
+                    KATA_CONF_FILE=/payload/lab.toml"
+        .to_owned();
+    line.push_str(&format!(" tests/{} --test-threads 1", suite.name));
+    line.extend(tests.iter().map(|text| word(text)));
+    if tests.is_empty() {
+        line.extend(suite.tests.iter().map(|text| word(text)));
+    }
+    line.extend(suite.skipped.iter().map(|text| format!(" --skip{}", word(text))));
+    line
+}
