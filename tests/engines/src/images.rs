@@ -93,7 +93,11 @@ fn layer() -> Vec<u8> {
 }
 
 /// A program that tells of every change of directories and files. It is static, because the image has no libraries.
+/// `KATA_WATCHER` names one that was made elsewhere: the lab's machine has no compiler.
 fn watcher() -> Vec<u8> {
+    if let Some(made) = std::env::var_os("KATA_WATCHER") {
+        return fs::read(made).expect("read what KATA_WATCHER names");
+    }
     let directory = tempfile::tempdir().unwrap();
     let program = directory.path().join("watcher");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/watcher.c");

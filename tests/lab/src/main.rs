@@ -216,7 +216,7 @@ async fn run_on(
 fn line(suite: &Suite, tests: &[String]) -> String {
     let word = |text: &str| format!(" '{}'", text.replace('\'', r"'\''"));
     let mut line = "cd /payload && KATA_STAGE=/usr KATA_CACHE=/payload/cache KATA_ROOTFS=/payload/rootfs \
-                    KATA_CONF_FILE=/payload/lab.toml"
+                    KATA_CONF_FILE=/payload/lab.toml KATA_WATCHER=/payload/tests/watcher"
         .to_owned();
     line.push_str(&format!(" tests/{} --test-threads 1", suite.name));
     line.extend(tests.iter().map(|text| word(text)));

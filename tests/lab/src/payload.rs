@@ -63,6 +63,8 @@ pub async fn disk(places: &Places, suites: &[&Suite]) -> Result<(TempDir, PathBu
     if suites.iter().any(|suite| suite.package == "engines") {
         let from = ENGINES.iter().map(|name| places.cache.join("engines").join(name));
         succeed(Command::new("cp").args(["-a", "--"]).args(from).arg(&engines)).await?;
+        let source = places.top.join("tests/engines/src/watcher.c");
+        succeed(Command::new("cc").args(["-static", "-Os", "-s", "-o"]).arg(tests.join("watcher")).arg(source)).await?;
     }
 
     let image = work.path().join("payload");
