@@ -203,76 +203,6 @@ unsafe fn execute(
     }
 }
 
-/// Makes the kernel refuse, for this process and its later threads, to make any namespace: user namespaces give whoever
-/// takes over a process a large part of the kernel to attack. On top of whatever other filter is installed.
-///
-/// # Errors
-/// The name of the step that libseccomp refused.
-pub(crate) fn forbid_namespaces() -> Result<(), String> {
-    use libseccomp_sys as seccomp;
-
-    const NAMESPACES: u64 = (libc::CLONE_NEWNS
-        | libc::CLONE_NEWCGROUP
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWUSER
-        | libc::CLONE_NEWPID
-        | libc::CLONE_NEWNET) as u64;
-    const NEWTIME: u64 = 0x80;
-
-    /// Frees the filter under construction.
-    struct Filter(seccomp::scmp_filter_ctx);
-    impl Drop for Filter {
-        fn drop(&mut self) {
-            // SAFETY: made by seccomp_init and released only here.
-            unsafe { seccomp::seccomp_release(self.0) };
-        }
-    }
-
-    // SAFETY: no pointers in; the result is checked.
-    let filter = Filter(unsafe { seccomp::seccomp_init(seccomp::SCMP_ACT_ALLOW) });
-    if filter.0.is_null() {
-        return Err("no memory for it".into());
-    }
-    let add = |action: u32, call: libc::c_long, flag: Option<u64>| {
-        let argument = seccomp::scmp_arg_cmp {
-            arg: 0,
-            op: seccomp::scmp_compare::SCMP_CMP_MASKED_EQ,
-            datum_a: flag.unwrap_or(0),
-            datum_b: flag.unwrap_or(0),
-        };
-        // SAFETY: the filter is live; the array has as many members as are announced.
-        let result = unsafe {
-            seccomp::seccomp_rule_add_array(
-                filter.0,
-                action,
-                call as i32,
-                u32::from(flag.is_some()),
-                &raw const argument,
-            )
-        };
-        if result < 0 {
-            Err(format!("rule for system call {call}: {}", io::Error::from_raw_os_error(-result)))
-        } else {
-            Ok(())
-        }
-    };
-    for bit in (0..32).map(|n| 1u64 << n) {
-        if NAMESPACES & bit != 0 {
-            add(seccomp::SCMP_ACT_KILL_PROCESS, libc::SYS_clone, Some(bit))?;
-        }
-        if (NAMESPACES | NEWTIME) & bit != 0 {
-            add(seccomp::SCMP_ACT_KILL_PROCESS, libc::SYS_unshare, Some(bit))?;
-        }
-    }
-    // Its flags are behind a pointer, where a filter cannot see. The C library then uses clone.
-    let unsupported = seccomp::SCMP_ACT_ERRNO(libc::ENOSYS as u16);
-    add(unsupported, libc::SYS_clone3, None)?;
-    // SAFETY: the filter is live.
-    let result = unsafe { seccomp::seccomp_load(filter.0) };
-    if result < 0 { Err(format!("loading it: {}", io::Error::from_raw_os_error(-result))) } else { Ok(()) }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{io::Read, os::fd::AsFd};
@@ -322,39 +252,5 @@ mod tests {
         failure.read_to_end(&mut error).unwrap();
         assert_eq!(error, libc::ENOENT.to_ne_bytes());
         rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap();
-    }
-
-    /// How a child ends that installs the filter and then runs `attempt`.
-    fn filtered(attempt: fn() -> i32) -> rustix::process::WaitStatus {
-        // SAFETY: the C library makes the allocator usable in the child, which uses nothing else that could be locked.
-        let pid = unsafe { libc::fork() };
-        if pid == 0 {
-            exit_now(if forbid_namespaces().is_ok() { attempt() } else { 99 });
-        }
-        rustix::process::waitpid(Pid::from_raw(pid), rustix::process::WaitOptions::empty()).unwrap().unwrap().1
-    }
-
-    #[test]
-    fn the_filter_kills_who_makes_a_namespace_and_lets_threads_be_made() {
-        for attempt in [
-            // SAFETY: no pointers.
-            || unsafe { libc::unshare(libc::CLONE_NEWUSER) },
-            // SAFETY: no pointers.
-            || unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) },
-            // SAFETY: without CLONE_VM, this is fork(2).
-            || unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_NEWUSER | libc::SIGCHLD, 0, 0, 0, 0) as i32 },
-        ] {
-            assert_eq!(filtered(attempt).terminating_signal(), Some(libc::SIGSYS));
-        }
-        // SAFETY: no pointers that are used: the call must not get that far.
-        let clone3 = || match unsafe { libc::syscall(libc::SYS_clone3, ptr::null::<u8>(), 0) } {
-            -1 => io::Error::last_os_error().raw_os_error().unwrap_or(0),
-            _ => 0,
-        };
-        assert_eq!(filtered(clone3).exit_status(), Some(libc::ENOSYS));
-        // SAFETY: no pointers.
-        let allowed = || unsafe { libc::unshare(libc::CLONE_FS) };
-        assert_eq!(filtered(allowed).exit_status(), Some(0));
-        assert_eq!(filtered(|| i32::from(std::thread::spawn(|| ()).join().is_err())).exit_status(), Some(0));
     }
 }

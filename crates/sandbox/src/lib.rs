@@ -51,7 +51,7 @@ mod passing;
 pub mod plan;
 pub mod pod;
 pub mod rootfs;
-mod seccomp;
+pub mod seccomp;
 mod steps;
 pub mod store;
 mod sys;

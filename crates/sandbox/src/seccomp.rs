@@ -20,7 +20,10 @@ const MAX_INSTRUCTIONS: usize = 4096;
 const DEFAULT_ERRNO: u32 = 1;
 
 /// Compiles; the error says what is wrong with which part of the profile.
-pub(crate) fn compile(profile: &LinuxSeccomp, guest: Guest) -> Compiled<SeccompFilter> {
+///
+/// # Errors
+/// What the guest's kernel would not take.
+pub fn compile(profile: &LinuxSeccomp, guest: Guest) -> Result<SeccompFilter, String> {
     let failed = |what: &str| {
         let what = what.to_owned();
         move |e: libseccomp::error::SeccompError| format!("{what}: {e}")

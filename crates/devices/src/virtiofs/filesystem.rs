@@ -46,7 +46,7 @@ impl Stamp {
 }
 
 /// The file system of the jail's root directory.
-pub(super) struct ThriftyFs {
+pub struct ThriftyFs {
     inner: PassthroughFs,
     cache: Cache,
     /// How each file was when the guest last opened it. The pages in the guest are no older: it reads them after

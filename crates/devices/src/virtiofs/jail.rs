@@ -5,6 +5,7 @@ use std::{
     path::Path,
 };
 
+use ::jail::{FILE_SERVER, filter::Filter};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     fs::{CWD, Mode, OFlags},
@@ -19,19 +20,6 @@ use crate::{
     sys::{self, Propagation},
 };
 
-/// To create and change files as any user, with any mode, device nodes and file capabilities: what root in a container
-/// does. Reaching files by handle (`CAP_DAC_READ_SEARCH`), which knows no root directory, is not among it.
-const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
-    .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::FOWNER)
-    .union(CapabilitySet::FSETID)
-    .union(CapabilitySet::SETGID)
-    .union(CapabilitySet::SETUID)
-    .union(CapabilitySet::MKNOD)
-    .union(CapabilitySet::SETFCAP);
-
-/// More open files than this are of no use to a guest and cost the host memory.
-const MOST_FILES: u64 = 1 << 20;
 /// With fewer, a guest cannot even list a large directory.
 const FEWEST_FILES: u64 = 1024;
 
@@ -52,13 +40,14 @@ pub(super) fn die_with_parent() -> Result<(), Error> {
 pub(super) fn set_limits() -> Result<u64, Error> {
     let step = || Error::step("set the resource limits");
     let hard = rustix::process::getrlimit(Resource::Nofile).maximum;
-    let files = hard.unwrap_or(MOST_FILES).min(MOST_FILES);
+    let files = FILE_SERVER.open_files.into_iter().chain(hard).min().unwrap_or(u64::MAX);
     if files < FEWEST_FILES {
         return Err(Error::FewFiles { limit: files, needed: FEWEST_FILES });
     }
     rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(files), maximum: Some(files) })
         .map_err(step())?;
-    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).map_err(step())?;
+    let core = Some(FILE_SERVER.core);
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: core, maximum: core }).map_err(step())?;
     Ok(files)
 }
 
@@ -106,11 +95,13 @@ pub(super) fn give_up_privileges() -> Result<(), Error> {
             Err(error) => return Err(Error::step("empty the capability bounding set")(error)),
         }
     }
-    let sets = CapabilitySets { effective: CAPABILITIES, permitted: CAPABILITIES, inheritable: CapabilitySet::empty() };
+    let kept = FILE_SERVER.capabilities;
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets).map_err(Error::step("give up capabilities"))?;
     rustix::thread::set_no_new_privs(true).map_err(Error::step("renounce new privileges"))?;
 
-    sys::forbid_namespaces().map_err(|reason| Error::Seccomp { reason })?;
+    let filter = Filter::new(FILE_SERVER.refused, FILE_SERVER.verdict);
+    filter.install().map_err(|error| Error::Seccomp { reason: error.to_string() })?;
     virtiofsd::seccomp::enable_seccomp(SeccompAction::Kill, false)
         .map_err(|error| Error::Seccomp { reason: error.to_string() })
 }

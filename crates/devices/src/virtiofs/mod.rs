@@ -27,7 +27,8 @@ mod messages;
 mod role;
 mod server;
 
-pub use role::role_main;
+pub use filesystem::ThriftyFs;
+pub use role::{Bare, role_main};
 pub use server::{Server, spawn};
 
 use std::{path::PathBuf, str::FromStr, time::Duration};

@@ -57,12 +57,50 @@ fn serve(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Error> {
     jail::give_up_privileges()?;
     sys::trim_heap();
 
-    let passthrough = PassthroughFs::new(passthrough_config(&config, own_descriptors, files))
-        .map_err(Error::step("open the jail's root as a file system"))?;
     let memory: Memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let activity = Arc::new(Activity::default());
     activity.watch(memory.clone()).map_err(Error::step("start the thread that gives memory back"))?;
-    connect(ThriftyFs::new(passthrough, config.cache, activity), memory, &config, listener)
+    connect(root_directory(&config, own_descriptors, files, activity)?, memory, &config, listener)
+}
+
+/// The root directory as a file system.
+fn root_directory(
+    config: &Config,
+    own_descriptors: OwnedFd,
+    files: u64,
+    activity: Arc<Activity>,
+) -> Result<ThriftyFs, Error> {
+    let passthrough = PassthroughFs::new(passthrough_config(config, own_descriptors, files))
+        .map_err(Error::step("open the jail's root as a file system"))?;
+    Ok(ThriftyFs::new(passthrough, config.cache, activity))
+}
+
+/// What a server serves, without the server: for tests that feed requests to it in their own process. There is no jail but that
+/// the shared directory is the root.
+pub struct Bare {
+    config: Config,
+    own_descriptors: OwnedFd,
+}
+
+impl Bare {
+    /// Makes the shared directory the root directory of the calling thread, which must have a mount namespace of its own
+    /// ([`enter_private_namespace`](crate::share::enter_private_namespace)).
+    ///
+    /// # Errors
+    /// [`Error::Step`] without `CAP_SYS_ADMIN`.
+    pub fn enter(config: Config) -> Result<Self, Error> {
+        let own_descriptors = jail::enter(&config.shared_dir)?;
+        Ok(Self { config, own_descriptors })
+    }
+
+    /// The directory as a file system of which no guest has seen anything yet, with room for so many open files.
+    ///
+    /// # Errors
+    /// [`Error::Step`] without descriptors.
+    pub fn file_system(&self, files: u64) -> Result<ThriftyFs, Error> {
+        let own_descriptors = self.own_descriptors.try_clone().map_err(Error::step("duplicate a descriptor"))?;
+        root_directory(&self.config, own_descriptors, files, Arc::default())
+    }
 }
 
 fn passthrough_config(config: &Config, own_descriptors: OwnedFd, files: u64) -> passthrough::Config {

@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use ::jail::FILE_SERVER;
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     fs::OFlags,
@@ -30,14 +31,6 @@ use crate::{Error, share, sys};
 const EXECUTE: Duration = Duration::from_secs(10);
 /// How long a killed server may take to be gone. It does take long if a file system it serves has stopped answering.
 const DIE: Duration = Duration::from_secs(5);
-
-/// Every namespace but the user's and the clock's: users are the host's, as the files are.
-const NAMESPACES: i32 = libc::CLONE_NEWNS
-    | libc::CLONE_NEWPID
-    | libc::CLONE_NEWNET
-    | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWUTS
-    | libc::CLONE_NEWCGROUP;
 
 /// A running file server. As a descriptor ([`AsFd`]) it becomes readable when the server has ended, for a loop to wait on.
 /// Dropping it kills the server.
@@ -75,7 +68,7 @@ pub fn spawn(config: &Config, executable: &Path) -> Result<(Server, OwnedFd), Er
         executable: &file,
         arguments: &arguments,
         descriptors: &descriptors,
-        namespaces: NAMESPACES,
+        namespaces: FILE_SERVER.namespaces,
         failure: failure_end.as_fd(),
     })
     .map_err(Error::step("start the file server in namespaces of its own"))?;

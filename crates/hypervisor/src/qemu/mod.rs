@@ -5,7 +5,7 @@
 //! Everything QEMU shares with us is an inherited descriptor: QMP, the guest's console, the channel and the vhost-user
 //! connection are socket pairs, so that nothing lies in the file system that somebody else could connect to. The kernel
 //! and the guest image are opened by us and named to QEMU as `/proc/self/fd/N`, so that it needs no way through the directories above
-//! them. The process (see `sys/spawn.rs`) has a user id of its own, no capabilities, no way to new privileges, its own network, IPC
+//! them. The process (see [`jail::QEMU`]) has a user id of its own, no capabilities, no way to new privileges, its own network, IPC
 //! and host name namespaces, no core dumps, no foreign descriptors, and dies with its parent; QEMU's own seccomp filter (`-sandbox`) takes away
 //! fork, exec and changing ids.
 //!
@@ -48,9 +48,10 @@ use std::{
     process::{Command, Stdio},
 };
 
+use jail::{Confinement, number, spawn};
 use tokio::net::UnixStream;
 
-pub use self::version::version;
+pub use self::{qmp::converse, version::version};
 
 use self::{
     args::{Descriptors, Model, Places},
@@ -59,10 +60,7 @@ use self::{
 use crate::{
     Accelerator, Arch, BoxFuture, Capabilities, Error, GuestImage, Hypervisor, Result, Vm, VmConfig,
     image::{self, Image},
-    sys::{
-        monotonic_ns,
-        spawn::{Confinement, number, spawn},
-    },
+    sys::monotonic_ns,
 };
 
 /// Most virtual CPUs: what a q35 without an interrupt-remapping IOMMU addresses.
@@ -232,7 +230,7 @@ impl Qemu {
         let stdout = stderr_theirs.try_clone().map_err(Error::io("duplicate a descriptor"))?;
         command.args(arguments).current_dir("/").env_clear();
         command.stdin(Stdio::null()).stdout(stdout).stderr(stderr_theirs);
-        let child = spawn(command, Confinement { inherit, uid, group, privileged })
+        let child = spawn(command, Confinement { declaration: &jail::QEMU, inherit, uid, group, privileged })
             .map_err(|(step, source)| Error::Spawn { path: self.config.path.clone(), step, source })?;
         let spawned_ns = monotonic_ns();
         let streams = machine::Streams { qmp, console, channel, stderr };

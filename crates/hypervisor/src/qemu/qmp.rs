@@ -189,6 +189,19 @@ impl Qmp {
     }
 }
 
+/// Speaks QMP, as with QEMU, with whoever is at the other end, and asks a question meanwhile. Gives why the conversation ended: the other end has
+/// closed it, or said something that QEMU may not. For tests of what somebody may say who has taken QEMU over.
+pub async fn converse(stream: UnixStream) -> String {
+    let (client, work) = Qmp::connect(stream);
+    client.expect_end_of("disk");
+    let (answer, ()) = tokio::join!(client.call("query-cpus-fast", Value::Null), work);
+    let _ = (client.stages().count(), client.shutdown(), client.outdated());
+    match answer {
+        Ok(_) => client.broken().to_string(),
+        Err(error) => error.to_string(),
+    }
+}
+
 fn lock(seen: &Mutex<Seen>) -> std::sync::MutexGuard<'_, Seen> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }

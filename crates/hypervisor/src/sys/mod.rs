@@ -1,9 +1,8 @@
-//! All of this crate that is unsafe: what happens between fork and exec, the ioctls of `/dev/kvm`, reading the
+//! All of this crate that is unsafe: the ioctls of `/dev/kvm`, reading the
 //! processor's counter, and tokio's registration of a descriptor.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod kvm;
-pub(crate) mod spawn;
 pub(crate) mod tsc;
 
 use std::{io, os::fd::OwnedFd};

@@ -148,23 +148,25 @@ async fn metrics(pod: &Rc<Pod>, last: &RefCell<Option<Sample>>) -> String {
         );
     }
     match machine.guest_metrics().await {
-        Ok(guest) => append_guest(&guest, &mut text),
+        Ok(guest) => text.push_str(&of_guest(&guest)),
         Err(error) => log::warn(&format!("metrics of the guest: {}", error.chain())),
     }
     text
 }
 
-/// Families that the guest may report. Anything else could pass for a figure of the host.
-fn append_guest(guest: &str, text: &mut String) {
-    let lines = guest.get(..MOST_GUEST_TEXT).unwrap_or(guest).lines();
-    for line in lines {
-        let name = line.trim_start_matches("# HELP ").trim_start_matches("# TYPE ");
+/// What may be repeated of the figures that a guest gives: those of its own families, because anything else could pass for a figure of the host.
+pub fn of_guest(figures: &str) -> String {
+    let most = (0..=figures.len().min(MOST_GUEST_TEXT)).rev().find(|at| figures.is_char_boundary(*at)).unwrap_or(0);
+    let mut text = String::new();
+    for line in figures[..most].lines() {
+        let name = line.strip_prefix("# HELP ").or(line.strip_prefix("# TYPE ")).unwrap_or(line);
         let is_own = name.starts_with("kata_agent_") || name.starts_with("kata_guest_");
         if is_own && !line.chars().any(char::is_control) {
             text.push_str(line);
             text.push('\n');
         }
     }
+    text
 }
 
 #[cfg(test)]
@@ -173,11 +175,16 @@ mod tests {
 
     #[test]
     fn a_guest_reports_its_own_families_only() {
-        let mut text = String::new();
-        append_guest(
-            "# HELP kata_guest_load Load.\nkata_guest_load{item=\"1\"} 0\nkata_shim_fds 1\nkata_agent_x \u{7} 1\n",
-            &mut text,
+        let text = of_guest(
+            "# HELP kata_guest_load Load.\nkata_guest_load{item=\"1\"} 0\nkata_shim_fds 1\nkata_agent_x \u{7} 1\n# HELP # HELP kata_agent_x x\n",
         );
         assert_eq!(text, "# HELP kata_guest_load Load.\nkata_guest_load{item=\"1\"} 0\n");
+    }
+
+    #[test]
+    fn no_more_is_repeated_than_that_wherever_the_end_falls() {
+        let long = format!("kata_guest_{}", "\u{e9}".repeat(MOST_GUEST_TEXT));
+        let text = of_guest(&long);
+        assert!(text.len() <= MOST_GUEST_TEXT + 1 && text.starts_with("kata_guest_"), "{}", text.len());
     }
 }
