@@ -46,10 +46,8 @@ pub enum Files {
         /// May be read and written.
         write: &'static [&'static str],
     },
-    /// One directory, which is its root.
+    /// One directory, which it makes its root.
     Root,
-    /// It leaves the host's for an empty one by itself.
-    Own,
 }
 
 /// The virtual machine monitor.
@@ -113,19 +111,5 @@ pub const FILE_SERVER: Declaration = Declaration {
     verdict: Verdict::Kill,
     // More are of no use to a guest and cost the host memory.
     open_files: Some(1 << 20),
-    core: 0,
-};
-
-/// The host's network for a guest. It makes namespaces of its own, an empty root and a filter of what it calls, once it has found the
-/// host's network, which it therefore shares.
-pub const PASST: Declaration = Declaration {
-    name: "passt",
-    user: User::OfSandbox,
-    capabilities: CapabilitySet::empty(),
-    namespaces: 0,
-    files: Files::Own,
-    refused: &[KERNEL],
-    verdict: Verdict::Refuse,
-    open_files: None,
     core: 0,
 };

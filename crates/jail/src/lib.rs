@@ -1,8 +1,8 @@
 //! What each process that reads a guest's bytes may do.
 //!
-//! [`QEMU`], [`FILE_SERVER`] and [`PASST`] are the declarations: what they name is left to the process, and whatever confines
-//! one reads it from here. [`spawn()`] confines a program before it is executed. The file server is our own program and confines
-//! itself, because it has to mount things first; it takes its namespaces, capabilities, limits and filter from here.
+//! [`QEMU`] and [`FILE_SERVER`] are the declarations: what they name is left to the process, and whatever confines one reads it
+//! from here. [`spawn()`] confines a program before it is executed. The file server is our own program and confines itself, because it has
+//! to mount things first; it takes its namespaces, capabilities, limits and filter from here. passt(1) confines itself.
 //!
 //! | means | what it takes | needs |
 //! | --- | --- | --- |
@@ -12,14 +12,14 @@
 //! | filter of system calls ([`filter`]) | those that only an attacker of the kernel has a use for | |
 //! | limits, descriptors | core dumps, what the parent has open | |
 //!
-//! Each of the declarations is tried from inside, by a program that stands in the process's place and attempts what it may not: `tests/jail` of
-//! `hypervisor` for QEMU, `tests/virtiofs` of `devices` for the file server, `passt.rs` of `network` for passt.
+//! QEMU's is tried from inside, by a program that stands in its place and attempts what it may not: `tests/jail` of `hypervisor`.
+//! What the file server has left is looked at from outside, by `tests/virtiofs` of `devices`.
 
 mod declared;
 pub mod filter;
 pub mod landlock;
 mod spawn;
 
-pub use declared::{Declaration, FILE_SERVER, Files, PASST, QEMU, User};
+pub use declared::{Declaration, FILE_SERVER, Files, QEMU, User};
 pub use filter::Verdict;
 pub use spawn::{Confinement, number, spawn};

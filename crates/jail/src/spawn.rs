@@ -276,7 +276,7 @@ mod tests {
     use crate::QEMU;
 
     /// As QEMU, but a shell may execute other programs.
-    static SHELL: Declaration = Declaration { name: "a shell", files: Files::Own, ..QEMU };
+    static SHELL: Declaration = Declaration { name: "a shell", files: Files::Root, ..QEMU };
 
     fn run(program: &str, script: &str, confinement: Confinement) -> String {
         let mut command = Command::new(program);
