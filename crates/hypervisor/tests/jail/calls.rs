@@ -47,11 +47,9 @@ pub fn unshare(flags: i32) -> io::Result<()> {
 /// Mounts a file system in memory, in a namespace that the caller has made for it.
 pub fn mount() -> io::Result<()> {
     let (kind, at) = (c"tmpfs".as_ptr(), c"/mnt".as_ptr());
+    let (root, private) = (c"/".as_ptr(), libc::MS_REC | libc::MS_PRIVATE);
     // SAFETY: strings that are ended by zero bytes; no data.
-    check(
-        unsafe { libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), libc::MS_REC | libc::MS_PRIVATE, ptr::null()) }
-            .into(),
-    )?;
+    check(unsafe { libc::mount(ptr::null(), root, ptr::null(), private, ptr::null()) }.into())?;
     // SAFETY: as above.
     check(unsafe { libc::mount(kind, at, kind, 0, ptr::null()) }.into())
 }
