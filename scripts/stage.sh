@@ -37,6 +37,13 @@ for program in "$cache"/qemu/*/{full,kvm}/bin/qemu-system-*; do
     flavour=$(basename "$(dirname "$(dirname "$program")")")
     place=$stage/lib/kata-containers/qemu
     [ "$flavour" = full ] || place=$place-$flavour
+    arch=$(basename "$(dirname "$(dirname "$(dirname "$program")")")")
+    # It may lack a device that the runtime asks for by now.
+    if ! packaging/qemu/build.sh --check "$arch" "$flavour" >/dev/null 2>&1; then
+        say "leaving out the QEMU for $arch ($flavour): it was built by another recipe; \`make qemu QEMU_ARCH=$arch QEMU_FLAVOUR=$flavour\` builds it anew"
+        rm -f "$place/bin/$(basename "$program")"
+        continue
+    fi
     put "$program" "$place/bin/$(basename "$program")" 755
     for file in "$(dirname "$program")"/../share/qemu/*; do
         [ ! -e "$file" ] || put "$file" "$place/share/qemu/$(basename "$file")" 644

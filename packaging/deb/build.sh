@@ -197,8 +197,8 @@ COPYRIGHT
 # qemu FLAVOUR PACKAGE DIRECTORY
 qemu() {
     local built=$cache/qemu/$machine/$1 tree=$work/$2
-    if [ ! -e "$built/.from" ]; then
-        say "no package $2: \`make qemu\` has not built the flavour $1"
+    if ! "$top/packaging/qemu/build.sh" --check "$machine" "$1" >/dev/null 2>&1; then
+        say "no package $2: \`make qemu QEMU_FLAVOUR=$1\` has not built it, or by another recipe"
         return
     fi
     put 755 "$built/bin"/* "$tree/usr/lib/kata-containers/$3/bin"

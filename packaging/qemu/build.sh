@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Builds a QEMU that has our machines and devices and nothing else, from Debian's source package, into
 # CACHE/qemu/ARCH/FLAVOUR/{bin,share/qemu}. Nothing is installed but what the build needs.
-# Usage: build.sh [--locked] [--jobs N] [ARCH [FLAVOUR]]
+# Usage: build.sh [--locked] [--jobs N] [--check] [ARCH [FLAVOUR]]
 #   ARCH     x86_64 (default) or aarch64: the guest's
 #   FLAVOUR  full (default): KVM, and emulation where it does not work; kvm: KVM only; plugins: emulation with TCG plugins
 #   --locked refuse any source but the one that source.conf names
+#   --check  build nothing; say whether what was built is what would be
 # Quick when nothing changed. An interrupted build goes on where it was.
 # shellcheck source=lib.sh
 . "$(dirname "$0")/../../scripts/lib.sh"
@@ -15,12 +16,13 @@ here=$top/packaging/qemu
 # shellcheck source=../packaging/qemu/source.conf
 . "$here/source.conf"
 
-usage() { fail "usage: build.sh [--locked] [--jobs N] [x86_64|aarch64 [full|kvm|plugins]]"; }
+usage() { fail "usage: build.sh [--locked] [--jobs N] [--check] [x86_64|aarch64 [full|kvm|plugins]]"; }
 
-locked='' jobs=$(nproc) words=()
+locked='' check='' jobs=$(nproc) words=()
 while [ $# != 0 ]; do
     case $1 in
     --locked) locked=1 ;;
+    --check) check=1 ;;
     --jobs)
         [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || usage
         jobs=$2
@@ -245,6 +247,7 @@ if [ -e "$out/.from" ] && [ "$(inputs)" = "$(cat "$out/.from")" ]; then
     say "QEMU $arch ($flavour) is up to date: $out"
     exit 0
 fi
+[ -z "$check" ] || fail "QEMU $arch ($flavour) in $out was built by another recipe than this one; run \`make qemu QEMU_ARCH=$arch QEMU_FLAVOUR=$flavour\`"
 install_packages
 mkdir -p "$cache/qemu"
 exec 8>"$cache/qemu/lock"
