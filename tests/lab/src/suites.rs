@@ -54,6 +54,7 @@ pub const SUITES: &[Suite] = &[
     Suite { flavours: &Flavour::ALL, ..end_to_end("kvm") },
     Suite { flavours: &Flavour::ALL, ..end_to_end("run") },
     end_to_end("lifecycle"),
+    end_to_end("systemd"),
     // An emulated guest of an emulated machine is hours over so many bytes.
     Suite { skipped: &["a_quarter_gibibyte"], ..end_to_end("stdio") },
     Suite { flavours: &Flavour::ALL, ..end_to_end("network") },
