@@ -146,12 +146,26 @@ fn a_macvtap_carries_everything_both_ways() {
     traffic_reaches_the_guest_and_nobody_else(&world, Model::Macvtap);
 }
 
+/// What another test's child has of this process until it executes something is an earlier socket of the same address.
+fn once_free<T>(bind: impl Fn() -> std::io::Result<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match bind() {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            bound => return bound.unwrap(),
+        }
+    }
+}
+
 /// What a name server on the node says to somebody in the pod; nothing if its answer goes elsewhere.
 fn asked_in_the_pod(world: &World, server: &str, own_ports: bool) -> [bool; 2] {
     world
         .node
         .run(|| {
-            let (udp, tcp) = (UdpSocket::bind(server).unwrap(), TcpListener::bind(server).unwrap());
+            let udp = once_free(|| UdpSocket::bind(server));
+            let tcp = once_free(|| TcpListener::bind(server));
             let patience = Duration::from_millis(if own_ports { 2000 } else { 300 });
             udp.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
             tcp.set_nonblocking(true).unwrap();
