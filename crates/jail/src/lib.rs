@@ -12,8 +12,8 @@
 //! | filter of system calls ([`filter`]) | those that only an attacker of the kernel has a use for | |
 //! | limits, descriptors | core dumps, what the parent has open | |
 //!
-//! QEMU's is tried from inside, by a program that stands in its place and attempts what it may not: `tests/jail` of `hypervisor`.
-//! What the file server has left is looked at from outside, by `tests/virtiofs` of `devices`.
+//! Both are tried from inside, by programs that stand in their places and attempt what they may not: `tests/jail` of `hypervisor`, and
+//! `tests/virtiofs` of `devices`, which looks at the file server from outside, too.
 
 mod declared;
 pub mod filter;

@@ -28,7 +28,7 @@ mod role;
 mod server;
 
 pub use filesystem::ThriftyFs;
-pub use role::{Bare, role_main};
+pub use role::{Bare, Confined, confine, role_main};
 pub use server::{Server, spawn};
 
 use std::{path::PathBuf, str::FromStr, time::Duration};

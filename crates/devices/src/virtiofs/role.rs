@@ -45,7 +45,19 @@ pub fn role_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn serve(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Error> {
+/// What a confined process serves with.
+pub struct Confined {
+    config: Config,
+    listener: UnixListener,
+    own_descriptors: OwnedFd,
+    files: u64,
+}
+
+/// What the server does to itself before it serves. The process may do no more than that afterwards, whatever it does; tests try that.
+///
+/// # Errors
+/// Its step.
+pub fn confine(arguments: impl IntoIterator<Item = OsString>) -> Result<Confined, Error> {
     jail::die_with_parent()?;
     let config = arguments::read(arguments)?;
     log_to_stderr(config.log_level);
@@ -55,6 +67,11 @@ fn serve(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Error> {
     let files = jail::set_limits()?;
     let own_descriptors = jail::enter(&config.shared_dir)?;
     jail::give_up_privileges()?;
+    Ok(Confined { config, listener, own_descriptors, files })
+}
+
+fn serve(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Error> {
+    let Confined { config, listener, own_descriptors, files } = confine(arguments)?;
     sys::trim_heap();
 
     let memory: Memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());

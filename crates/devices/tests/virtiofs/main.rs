@@ -6,8 +6,13 @@
 // The lints know tests by their attribute, which these cannot have.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+/// System calls that nobody else needs; QEMU's test has them, too.
+#[path = "../../../hypervisor/tests/jail/calls.rs"]
+#[allow(dead_code)]
+mod calls;
 mod guest;
 mod hostile;
+mod inside;
 
 use std::{
     collections::BTreeSet,
@@ -59,6 +64,7 @@ const TESTS: &[Test] = &[
     ("worker_threads_serve_too", worker_threads),
     ("a_resting_guests_memory_is_given_back_and_nothing_is_lost", memory_is_given_back),
     ("the_jail_holds", the_jail_holds),
+    ("who_breaks_the_server_can_do_nothing_that_the_control_can", inside::who_breaks_it_can_do_nothing),
     ("it_ends_well_when_the_vmm_goes", ends_with_the_vmm),
     ("it_dies_with_its_parent", dies_with_its_parent),
     ("it_dies_with_its_handle", dies_with_its_handle),
@@ -75,7 +81,12 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_default();
     if name == virtiofs::ROLE {
-        return virtiofs::role_main(arguments);
+        let arguments: Vec<_> = arguments.collect();
+        return inside::in_its_place(&arguments).unwrap_or_else(|| virtiofs::role_main(arguments));
+    }
+    if name == inside::CONTROL {
+        let number = arguments.next().and_then(|number| number.to_str()?.parse().ok());
+        return inside::attempt(number.unwrap());
     }
     if name == PARENT {
         return parent();
