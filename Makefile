@@ -11,7 +11,7 @@ export FORMAT ?= image
 export FS ?= erofs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel build stage run image test guests faults contest lab conformance podman docker aarch64 bench cycles count lint qemu deb kubernetes install uninstall clean
+.PHONY: help setup kernel build stage run image test guests faults fuzz contest lab conformance podman docker aarch64 bench cycles count lint qemu deb kubernetes install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ faults: ## try every fault at every step of a sandbox's life, and write the tabl
 	@scripts/stage.sh
 	@KATA_FAULTS="$${KATA_FAULTS:-all}" cargo test -p e2e --test faults -- --exact every_fault_at_every_step --nocapture
 	@KATA_FAULTS="$${KATA_FAULTS:-all}" cargo test -p engines --test faults -- --exact every_fault_at_every_step_under_containerd --nocapture
+
+fuzz: ## look for bytes that break a reader of foreign bytes, FUZZ_SECONDS=60 for each target (FUZZ="qmp bundle": only those), and write the table in docs/fuzzing.md
+	@scripts/setup.sh fuzz
+	@scripts/fuzz.sh $(FUZZ)
 
 contest: ## run containerd's own tests of a runtime through our shim and through runc's (a quarter of an hour)
 	@scripts/setup.sh test

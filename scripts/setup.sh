@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that building and running need, and unpacks what a guest boots from into the cache.
-# Usage: setup.sh run|image|test|lab|lint, setup.sh kernel [ARCH], or setup.sh guest ARCH for a foreign architecture. Quick when nothing is
+# Usage: setup.sh run|image|test|lab|lint|fuzz, setup.sh kernel [ARCH], or setup.sh guest ARCH for a foreign architecture. Quick when nothing is
 # missing; can be interrupted and repeated.
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/packages.sh"
@@ -60,6 +60,7 @@ lab)
     )
     ;;
 lint) packages+=("shellcheck: checks the scripts") ;;
+fuzz) packages=("${packages[@]:0:4}" "g++: compiles libFuzzer") ;;
 kernel)
     packages=(
         "gcc: compiles the kernel's build tools"
@@ -96,7 +97,7 @@ guest)
     )
     [ "$arch" != aarch64 ] || packages+=("qemu-system-arm: the virtual machine of another architecture")
     ;;
-*) fail "usage: setup.sh run|image|test|lab|lint, setup.sh kernel [ARCH], or setup.sh guest ARCH" ;;
+*) fail "usage: setup.sh run|image|test|lab|lint|fuzz, setup.sh kernel [ARCH], or setup.sh guest ARCH" ;;
 esac
 
 command -v cargo >/dev/null || fail "cargo is missing; install Rust from https://rustup.rs"
@@ -110,6 +111,14 @@ if [ "$purpose" = lint ]; then
 fi
 [ "$purpose" = kernel ] && exit 0
 lock_cache
+if [ "$purpose" = fuzz ]; then
+    cargo_fuzz=0.13.1
+    if [ "$("$cache/fuzz/bin/cargo-fuzz" --version 2>/dev/null)" != "cargo-fuzz $cargo_fuzz" ]; then
+        say "installing cargo-fuzz $cargo_fuzz into $cache/fuzz"
+        quietly cargo install --quiet --locked --root "$cache/fuzz" --version "$cargo_fuzz" cargo-fuzz
+    fi
+    exit 0
+fi
 if [ "$purpose" = guest ]; then
     # Of the others the agent is built, nothing more.
     [ "$arch" != aarch64 ] || "$top/scripts/rootfs.sh" "$arch"
