@@ -49,7 +49,6 @@ for program in "$cache"/qemu/*/{full,kvm}/bin/qemu-system-*; do
         [ ! -e "$file" ] || put "$file" "$place/share/qemu/$(basename "$file")" 644
     done
 done
-put "$built/kata-osbuilder" "$stage/bin/kata-osbuilder" 755
 
 own=$cache/guest-kernel/x86_64/vmlinux.container
 debian=$cache/kernel/current

@@ -50,6 +50,14 @@ pub enum Outcome {
 /// What came of a fault, and what the caller was told; or what is wrong with it.
 pub type Tried = Result<(Outcome, String), String>;
 
+/// What is wrong if something does not hold.
+///
+/// # Errors
+/// That.
+pub fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}
+
 /// Whether a fault was done: not yet, done to nothing, or done.
 pub type Noted = Arc<Mutex<Option<Option<Done>>>>;
 

@@ -20,7 +20,7 @@ use e2e::{
     Background, Bundle, Output, Runtime, Snapshot,
     debugger::{Answer, Debugger},
     fault::{Fault, Place, Process, SOON, SmallDisk, is_gone, processes},
-    matrix::{Operation as _, Outcome, Row, Table, Tried},
+    matrix::{Operation as _, Outcome, Row, Table, Tried, check},
 };
 
 /// The columns of the table.
@@ -251,10 +251,6 @@ fn attempt(row: &Row<Operation>, fault: Fault) -> Tried {
     check(after == before, || format!("something is left: {after:?} instead of {before:?}"))?;
     drop(stage.disk);
     finished.map(|outcome| (outcome, output.map(|output| output.stderr).unwrap_or_default()))
-}
-
-fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(otherwise()) }
 }
 
 /// Removes the container by force, and looks whether its processes are gone.

@@ -87,11 +87,11 @@ pub enum RequestOf<S, P, R> {
         /// The container.
         container: String,
     },
-    /// Looks again at names of the shared directory that the host has taken away. The guest's kernel would remember them, and the host
+    /// Looks again at a name of the shared directory that the host has taken away. The guest's kernel would remember it, and the host
     /// keep open what was there, for as long as the guest has memory for it. Answered by [`Reply::Done`].
     Forget {
-        /// The names, each directly in that directory.
-        names: Vec<String>,
+        /// The name, directly in that directory.
+        name: String,
     },
     /// Makes what the containers of a pod share. Once, before the first of them is created. Answered by [`Reply::Done`].
     ConfigurePod(Pod),

@@ -146,8 +146,8 @@ async fn reply_to(agent: &Rc<Agent>, request: Request, stream: &mut BoxStream) -
             agent.containers.delete(agent, &container).await?;
             Ok(Reply::Done)
         }
-        Request::Forget { names } => {
-            agent.shared.look_again(&names);
+        Request::Forget { name } => {
+            agent.shared.look_again(&name);
             Ok(Reply::Done)
         }
         Request::ConfigureNetwork(network) => {

@@ -1,6 +1,9 @@
 //! The declarations.
 
-use rustix::thread::CapabilitySet;
+use rustix::{
+    io::Errno,
+    thread::{CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities},
+};
 
 use crate::filter::{KERNEL, NAMESPACES, SOCKETS, Verdict};
 
@@ -25,6 +28,33 @@ pub struct Declaration {
     pub open_files: Option<u64>,
     /// Largest core dump, bytes. It would hold the guest's memory.
     pub core: u64,
+}
+
+impl Declaration {
+    /// Takes all capabilities from the calling thread but those that are declared. One system call.
+    ///
+    /// # Errors
+    /// Those of capset(2).
+    pub fn keep_capabilities(&self) -> Result<(), Errno> {
+        let kept = self.capabilities;
+        set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })
+    }
+}
+
+/// Has no program that the calling thread becomes get a capability. System calls and nothing else.
+///
+/// # Errors
+/// Those of prctl(2); `CAP_SETPCAP` is needed.
+pub fn empty_bounding_set() -> Result<(), Errno> {
+    for number in 0..64 {
+        match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number)) {
+            Ok(()) => {}
+            // The first number the kernel does not know.
+            Err(Errno::INVAL) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Whose a process is.

@@ -95,7 +95,7 @@ impl Rules {
         }
     }
 
-    /// The same for a descriptor, opened with `O_PATH` or otherwise.
+    /// The same for a descriptor, opened with `O_PATH` or otherwise. Makes two system calls and nothing else.
     ///
     /// # Errors
     /// Those of fstat(2) and landlock_add_rule(2).
@@ -110,14 +110,6 @@ impl Rules {
             Access::Write => rights |= WRITE_FILE | TRUNCATE | IOCTL_DEV,
         }
         self.add(file.as_fd().as_raw_fd(), rights)
-    }
-
-    /// Allows a directory's files to be read. One system call.
-    ///
-    /// # Errors
-    /// Those of landlock_add_rule(2).
-    pub(crate) fn directory(&self, directory: &impl AsFd) -> io::Result<()> {
-        self.add(directory.as_fd().as_raw_fd(), READ_FILE | READ_DIR)
     }
 
     fn add(&self, parent: i32, rights: u64) -> io::Result<()> {

@@ -20,6 +20,6 @@ pub mod filter;
 pub mod landlock;
 mod spawn;
 
-pub use declared::{Declaration, FILE_SERVER, Files, QEMU, User};
+pub use declared::{Declaration, FILE_SERVER, Files, QEMU, User, empty_bounding_set};
 pub use filter::Verdict;
 pub use spawn::{Confinement, number, spawn};

@@ -22,14 +22,13 @@ use rustix::{
     io::{Errno, FdFlags, fcntl_setfd},
     process::{Pid, Resource, Rlimit, Signal, getpid, getppid, set_parent_process_death_signal, setrlimit, setsid},
     thread::{
-        CapabilitySet, CapabilitySets, Gid, Uid, UnshareFlags, clear_ambient_capability_set,
-        remove_capability_from_bounding_set, set_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid,
+        Gid, Uid, UnshareFlags, clear_ambient_capability_set, set_no_new_privs, set_thread_groups, set_thread_res_gid,
         set_thread_res_uid,
     },
 };
 
 use crate::{
-    declared::{Declaration, Files, User},
+    declared::{Declaration, Files, User, empty_bounding_set},
     filter::Filter,
     landlock::{Access, Rules},
 };
@@ -197,9 +196,7 @@ fn take(step: usize, prepared: &Prepared) -> Result<(), Errno> {
         5 => {
             // A kernel that knows no ambient set has none to clear.
             let _ = clear_ambient_capability_set();
-            let kept = declaration.capabilities;
-            let inheritable = CapabilitySet::empty();
-            set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable })
+            declaration.keep_capabilities()
         }
         6 => set_no_new_privs(true),
         // After the ids, because changing them clears it.
@@ -219,7 +216,7 @@ fn take(step: usize, prepared: &Prepared) -> Result<(), Errno> {
 fn keep_to(rules: &Rules) -> Result<(), Errno> {
     // Its own only now is what it is called: a process that is forked is another one.
     let itself = rustix::fs::open(c"/proc/self", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    rules.directory(&itself).and_then(|()| rules.keep()).map_err(|error| errno(&error))
+    rules.file(&itself, Access::Read).and_then(|()| rules.keep()).map_err(|error| errno(&error))
 }
 
 fn errno(error: &io::Error) -> Errno {
@@ -230,18 +227,6 @@ fn unshare(flags: UnshareFlags) -> Result<(), Errno> {
     // SAFETY: none of the namespaces asked for is one that other threads' memory or descriptors depend on, and a forked child
     // has no other thread.
     unsafe { rustix::thread::unshare_unsafe(flags) }
-}
-
-fn empty_bounding_set() -> Result<(), Errno> {
-    for number in 0..64 {
-        match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number)) {
-            Ok(()) => {}
-            // The first number the kernel does not know.
-            Err(Errno::INVAL) => break,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 fn take_ids(confinement: &Confinement) -> Result<(), Errno> {

@@ -16,7 +16,7 @@ use e2e::{
     Background, Output,
     debugger::{Answer, Debugger},
     fault::{Fault, Place, Process, SOON},
-    matrix::{Operation as _, Outcome, Row, Table, Tried},
+    matrix::{Operation as _, Outcome, Row, Table, Tried, check},
 };
 use engines::{Containerd, Handler, Version, containerd::run_arguments};
 
@@ -233,10 +233,6 @@ fn attempt(engine: &Engine, row: &Row<Operation>, fault: Fault) -> Tried {
     host.left_behind(&before, SOON, of_ctr)?;
     engine.neighbour_lives()?;
     outcome.map(|outcome| (outcome, output.map(|output| output.stderr).unwrap_or_default()))
-}
-
-fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(otherwise()) }
 }
 
 /// Whether what `ctr` was told is as it must be.

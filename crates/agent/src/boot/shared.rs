@@ -25,9 +25,9 @@ impl SharedFs {
         self.0.is_ok()
     }
 
-    /// Has the kernel ask the host for names in its top directory, where it asks each time; it forgets those that are gone.
-    pub fn look_again(&self, names: &[String]) {
-        for name in names.iter().filter(|name| self.is_mounted() && !name.contains('/')) {
+    /// Has the kernel ask the host for a name in its top directory, where it asks each time; it forgets one that is gone.
+    pub fn look_again(&self, name: &str) {
+        if self.is_mounted() && !name.contains('/') {
             let _ = std::path::Path::new(GUEST_SHARED_DIR).join(name).symlink_metadata();
         }
     }

@@ -11,7 +11,6 @@ use rustix::{
     fs::{CWD, Mode, OFlags},
     mount::{MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags},
     process::{Resource, Rlimit, Signal},
-    thread::{CapabilitySet, CapabilitySets},
 };
 use virtiofsd::seccomp::SeccompAction;
 
@@ -88,16 +87,8 @@ pub(super) fn give_up_privileges() -> Result<(), Error> {
         Err(rustix::io::Errno::PERM) if rustix::process::getgroups().is_ok_and(|groups| groups.is_empty()) => {}
         left => left.map_err(Error::step("leave the supplementary groups"))?,
     }
-    for capability in CapabilitySet::all() {
-        // One that this kernel does not know is EINVAL, and not there to be dropped.
-        match rustix::thread::remove_capability_from_bounding_set(capability) {
-            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-            Err(error) => return Err(Error::step("empty the capability bounding set")(error)),
-        }
-    }
-    let kept = FILE_SERVER.capabilities;
-    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
-    rustix::thread::set_capabilities(None, sets).map_err(Error::step("give up capabilities"))?;
+    ::jail::empty_bounding_set().map_err(Error::step("empty the capability bounding set"))?;
+    FILE_SERVER.keep_capabilities().map_err(Error::step("give up capabilities"))?;
     rustix::thread::set_no_new_privs(true).map_err(Error::step("renounce new privileges"))?;
 
     let filter = Filter::new(FILE_SERVER.refused, FILE_SERVER.verdict);

@@ -161,16 +161,15 @@ impl Sandbox {
             }
         }
         if !member.shares.is_empty() && !self.members.borrow().is_empty() && !self.is_dead() {
-            self.have_forgotten(&member.shares).await;
+            self.have_forgotten(id).await;
         }
     }
 
-    /// Has the guest let go of what was detached, so that nothing keeps the file systems of the host that it was on in use.
-    async fn have_forgotten(&self, shares: &[String]) {
-        let mut names: Vec<String> =
-            shares.iter().filter_map(|share| share.split('/').next().map(Into::into)).collect();
-        names.dedup();
-        match self.machine.call("have the guest forget a container's files", &Request::Forget { names }).await {
+    /// Has the guest let go of what was detached, all of it below the container's name, so that nothing keeps the file systems of the host that it
+    /// was on in use.
+    async fn have_forgotten(&self, id: &str) {
+        let request = Request::Forget { name: id.into() };
+        match self.machine.call("have the guest forget a container's files", &request).await {
             Err(error) if !self.is_dead() => eprintln!("{}", error.chain()),
             _ => {}
         }
