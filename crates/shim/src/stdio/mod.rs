@@ -9,7 +9,8 @@
 //! # Readers that go away
 //!
 //! An output's FIFO is opened for both directions. So it opens before there is a reader, and a reader that goes away leaves the process with
-//! a full FIFO at worst, which the next reader finds as it was. Whatever else cannot be written any more swallows what comes.
+//! a full FIFO at worst, which the next reader finds as it was. What a process wrote that ended before anybody came to read it is kept for some
+//! seconds. Whatever else cannot be written any more swallows what comes.
 //!
 //! # The end of the input
 //!
@@ -33,7 +34,7 @@ use tokio::net::unix::pipe;
 
 use self::{
     logger::Logger,
-    output::{Appended, Output, Progress},
+    output::{Appended, Fifo, Output, Progress},
 };
 use crate::{
     Error, Result,
@@ -200,8 +201,7 @@ fn open_output(path: &Path, progress: &Rc<Progress>) -> Result<Sink> {
     let failed = |e| Error::io(format!("open {} for the output", path.display()), e);
     let name = path.display().to_string();
     if std::fs::metadata(path).map_err(failed)?.file_type().is_fifo() {
-        let fifo = pipe::OpenOptions::new().read_write(true).open_sender(path).map_err(failed)?;
-        Ok(output(&name, fifo, progress))
+        Ok(output(&name, Fifo::open(path).map_err(failed)?, progress))
     } else {
         Ok(output(&name, Appended::open(path)?, progress))
     }

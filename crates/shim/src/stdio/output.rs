@@ -4,6 +4,7 @@ use std::{
     cell::Cell,
     fs::File,
     io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
     path::Path,
     pin::Pin,
     rc::Rc,
@@ -11,13 +12,23 @@ use std::{
     time::Duration,
 };
 
+use rustix::{
+    event::{PollFd, PollFlags},
+    fs::OFlags,
+};
 use tokio::{
     io::AsyncWrite,
+    net::unix::pipe,
     sync::Notify,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use crate::{Error, Result, log};
+
+/// How long what nobody began to read is kept after its end: a process may end before its client has come to open the FIFO.
+const LATE: Duration = Duration::from_secs(2);
+/// How often is looked whether somebody came.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// How far the outputs of one process are.
 pub(super) struct Progress {
@@ -81,10 +92,12 @@ impl AsyncWrite for Output {
         Poll::Ready(self.swallow(flushed, ()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(to) = &mut self.to else { return Poll::Ready(Ok(())) };
+        let shut = ready!(to.as_mut().poll_shutdown(cx));
         // Closing is what a reader sees as the end.
         self.to = None;
-        Poll::Ready(Ok(()))
+        Poll::Ready(self.swallow(shut, ()))
     }
 }
 
@@ -93,6 +106,69 @@ impl Drop for Output {
         self.to = None;
         self.progress.open.set(self.progress.open.get() - 1);
         self.progress.changed.notify_waiters();
+    }
+}
+
+/// A FIFO. Until its end it has a reader of ours, so that it opens, and takes what fits into it, whether or not there is another.
+pub(super) struct Fifo {
+    open: Option<(File, pipe::Sender)>,
+    written: usize,
+    ending: Option<Pin<Box<dyn Future<Output = ()>>>>,
+}
+
+impl Fifo {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let flags = (OFlags::NONBLOCK | OFlags::CLOEXEC).bits() as i32;
+        let hold = File::options().read(true).custom_flags(flags).open(path)?;
+        let sender = pipe::OpenOptions::new().open_sender(path)?;
+        Ok(Self { open: Some((hold, sender)), written: 0, ending: None })
+    }
+}
+
+/// Keeps the other end of a FIFO open for a reader that is yet to come.
+async fn read_by_somebody(sender: pipe::Sender) {
+    let come = async {
+        while !is_read(&sender) {
+            sleep(LOOK).await;
+        }
+    };
+    let _ = timeout(LATE, come).await;
+}
+
+/// Whether anybody has a FIFO open for reading: pipe(7) tells its writers otherwise by POLLERR (poll(2)).
+fn is_read(sender: &pipe::Sender) -> bool {
+    let mut fds = [PollFd::new(sender, PollFlags::OUT)];
+    let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+    // A look that fails must not keep anybody waiting.
+    !matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(1..)) || !fds[0].revents().contains(PollFlags::ERR)
+}
+
+impl AsyncWrite for Fifo {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let Some((_, sender)) = &mut self.open else { return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())) };
+        let written = ready!(Pin::new(sender).poll_write(cx, bytes))?;
+        self.written += written;
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some((hold, sender)) = self.open.take() {
+            let unread = rustix::io::ioctl_fionread(&hold)?;
+            drop(hold);
+            // A client that had begun to read and is gone does not come again. One of a process that was quick may not have come at all yet.
+            if self.written > 0 && unread >= self.written as u64 {
+                self.ending = Some(Box::pin(read_by_somebody(sender)));
+            }
+        }
+        if let Some(ending) = &mut self.ending {
+            ready!(ending.as_mut().poll(cx));
+            self.ending = None;
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -60,6 +60,46 @@ async fn an_output_waits_for_its_reader_and_outlives_it() {
     assert_eq!(text, "between after");
 }
 
+/// Ends an output as the relay does, and gives its end back.
+fn end(mut sink: Sink) -> tokio::task::JoinHandle<()> {
+    tokio::task::spawn_local(async move { sink.shutdown().await.unwrap() })
+}
+
+#[tokio::test(flavor = "local")]
+async fn what_a_process_wrote_before_its_client_came_is_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let stdout = fifo(directory.path(), "stdout");
+    let (io, streams) = opened(&Names { stdout: stdout.clone(), ..Names::default() }).await;
+    let mut sink = io.stdout.unwrap();
+    sink.write_all(b"all of it").await.unwrap();
+    let ended = end(sink);
+    assert!(!streams.drained(Duration::from_millis(20), SOON).await);
+    let mut text = String::new();
+    let mut reader = read_end(&stdout);
+    tokio::time::timeout(SOON, ended).await.unwrap().unwrap();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "all of it");
+    assert!(streams.drained(Duration::from_millis(20), SOON).await);
+}
+
+#[tokio::test]
+async fn an_output_that_nobody_will_read_is_not_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let stdout = fifo(directory.path(), "stdout");
+    let open = || async { opened(&Names { stdout: stdout.clone(), ..Names::default() }).await.0.stdout.unwrap() };
+    let at_once = Duration::ZERO;
+    let mut sink = open().await;
+    tokio::time::timeout(at_once, sink.shutdown()).await.expect("nothing was written").unwrap();
+    let mut sink = open().await;
+    sink.write_all(b"begun and never finished").await.unwrap();
+    read_end(&stdout).read_exact(&mut [0; 5]).unwrap();
+    tokio::time::timeout(at_once, sink.shutdown()).await.expect("its reader is gone").unwrap();
+    drop(sink);
+    let mut sink = open().await;
+    sink.write_all(b"x").await.unwrap();
+    tokio::time::timeout(SOON, sink.shutdown()).await.expect("nobody comes").unwrap();
+}
+
 #[tokio::test]
 async fn the_input_ends_after_close_io_and_not_with_a_client() {
     let directory = tempfile::tempdir().unwrap();
