@@ -2,9 +2,10 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use std::{
+    fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -74,7 +75,7 @@ impl Drop for Cable {
     }
 }
 
-fn bundle(script: &str, netns: &std::path::Path) -> Bundle {
+fn bundle(script: &str, netns: &Path) -> Bundle {
     let mut bundle = Bundle::new(["bash", "-c", script]);
     bundle.join("network", netns.to_str().unwrap());
     bundle
@@ -116,14 +117,19 @@ fn the_network_of_the_host_is_reached_behind_passt_and_reaches_the_container() {
         config["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "network");
     });
     let mut shown = Vec::new();
-    for runtime in [Runtime::kata_with("[runtime]\ninternetworking_model = \"passt\"\n"), Runtime::runc()] {
+    for kata in [true, false] {
+        let runtime =
+            if kata { Runtime::kata_with("[runtime]\ninternetworking_model = \"passt\"\n") } else { Runtime::runc() };
         let greeter = cable.greet(2);
         let mut command = on_host(&cable.ours, &runtime.command(["run", "--bundle", bundle.arg(), "host"]));
         let container = Background::start(&mut command);
         let mut answers = Vec::new();
-        for (netns, address) in [(&cable.theirs, "192.0.2.1:8080"), (&cable.ours, "127.0.0.1:8080")] {
-            answers.push(ask(netns, address));
+        // Only once the container has answered is it sure that passt has confined itself, and that it still works then.
+        answers.push(ask(&cable.theirs, "192.0.2.1:8080"));
+        if kata {
+            passt_is_confined(&cable.ours);
         }
+        answers.push(ask(&cable.ours, "127.0.0.1:8080"));
         let output = container.finish();
         assert_eq!(output.code, 0, "{}", output.stderr);
         greeter.join().unwrap();
@@ -134,6 +140,46 @@ fn the_network_of_the_host_is_reached_behind_passt_and_reaches_the_container() {
     // The host's port is free again, and no passt is left in its network.
     let free = Namespace::open(format!("/run/netns/{}", cable.ours)).unwrap();
     thread::spawn(move || free.enter().map(|()| TcpListener::bind("0.0.0.0:8080").unwrap())).join().unwrap().unwrap();
+}
+
+/// What is declared of passt, and what it is relied on to do itself, as the kernel tells it of the one in a network namespace.
+fn passt_is_confined(netns: &str) {
+    use std::os::unix::fs::MetadataExt;
+
+    let namespace = fs::metadata(format!("/run/netns/{netns}")).unwrap().ino();
+    let is_it = |process: &PathBuf| {
+        fs::read_to_string(process.join("comm")).is_ok_and(|name| name.starts_with("passt"))
+            && fs::metadata(process.join("ns/net")).is_ok_and(|net| net.ino() == namespace)
+    };
+    let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+    let found: Vec<PathBuf> = processes.filter(is_it).collect();
+    let [passt] = &found[..] else { panic!("one passt was expected: {found:?}") };
+    let status = fs::read_to_string(passt.join("status")).unwrap();
+    let figure = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
+        line.unwrap_or_else(|| panic!("no {name}: {status}")).to_owned()
+    };
+    for (name, value) in [("NoNewPrivs", "1"), ("Seccomp", "2"), ("Groups", " ")] {
+        assert_eq!(figure(name), value, "{status}");
+    }
+    // Ours and its own.
+    assert!(figure("Seccomp_filters").parse::<u32>().unwrap() >= 2, "{status}");
+    for name in ["CapInh", "CapEff", "CapAmb"] {
+        assert_eq!(u64::from_str_radix(&figure(name), 16).unwrap(), 0, "{status}");
+    }
+    for name in ["Uid", "Gid"] {
+        assert!(figure(name).split('\t').all(|id| id.parse::<u32>().unwrap() >= 100_000), "{status}");
+    }
+    for kind in ["user", "mnt", "ipc", "uts"] {
+        let of = |process: &Path| fs::read_link(process.join("ns").join(kind)).unwrap();
+        assert_ne!(of(passt), of(Path::new("/proc/self")), "{kind}");
+    }
+    let mounts = fs::read_to_string(passt.join("mountinfo")).unwrap();
+    assert!(mounts.lines().all(|line| line.contains(" - tmpfs ")), "{mounts}");
+    assert_eq!(fs::read_dir(passt.join("root")).unwrap().count(), 0);
+    let limits = fs::read_to_string(passt.join("limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
 }
 
 /// What a server says as soon as there is one.

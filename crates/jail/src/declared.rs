@@ -143,3 +143,17 @@ pub const FILE_SERVER: Declaration = Declaration {
     open_files: Some(1 << 20),
     core: 0,
 };
+
+/// passt(1), which turns a guest's frames into connections of the host. Beyond this it confines itself, and knows best what it needs: an empty root
+/// directory, namespaces of its own but for the network's, which is what it is for, and a list of system calls that are allowed.
+pub const PASST: Declaration = Declaration {
+    name: "passt",
+    user: User::OfSandbox,
+    capabilities: CapabilitySet::empty(),
+    namespaces: 0,
+    files: Files::Root,
+    refused: &[KERNEL],
+    verdict: Verdict::Refuse,
+    open_files: None,
+    core: 0,
+};

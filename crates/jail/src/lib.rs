@@ -1,8 +1,9 @@
 //! What each process that reads a guest's bytes may do.
 //!
-//! [`QEMU`] and [`FILE_SERVER`] are the declarations: what they name is left to the process, and whatever confines one reads it
+//! [`QEMU`], [`FILE_SERVER`] and [`PASST`] are the declarations: what they name is left to the process, and whatever confines one reads it
 //! from here. [`spawn()`] confines a program before it is executed. The file server is our own program and confines itself, because it has
-//! to mount things first; it takes its namespaces, capabilities, limits and filter from here. passt(1) confines itself.
+//! to mount things first; it takes its namespaces, capabilities, limits and filter from here. passt(1) is confined as far as it lets itself be, and
+//! does the rest itself.
 //!
 //! | means | what it takes | needs |
 //! | --- | --- | --- |
@@ -12,14 +13,15 @@
 //! | filter of system calls ([`filter`]) | those that only an attacker of the kernel has a use for | |
 //! | limits, descriptors | core dumps, what the parent has open | |
 //!
-//! Both are tried from inside, by programs that stand in their places and attempt what they may not: `tests/jail` of `hypervisor`, and
-//! `tests/virtiofs` of `devices`, which looks at the file server from outside, too.
+//! The first two are tried from inside, by programs that stand in their places and attempt what they may not: `tests/jail` of `hypervisor`, and
+//! `tests/virtiofs` of `devices`, which looks at the file server from outside, too. passt is looked at from outside, beneath a guest, in the end-to-end
+//! tests of the network.
 
 mod declared;
 pub mod filter;
 pub mod landlock;
 mod spawn;
 
-pub use declared::{Declaration, FILE_SERVER, Files, QEMU, User, empty_bounding_set};
+pub use declared::{Declaration, FILE_SERVER, Files, PASST, QEMU, User, empty_bounding_set};
 pub use filter::Verdict;
 pub use spawn::{Confinement, number, spawn};

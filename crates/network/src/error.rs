@@ -73,12 +73,14 @@ pub enum Error {
     NoDefaultRoute,
     /// passt did not start.
     #[error(
-        "cannot start passt ({}), which internetworking_model = \"passt\" needs for the host's network; install it (apt install passt)",
+        "cannot start passt ({}): {step}; internetworking_model = \"passt\" needs it for the host's network; install it (apt install passt)",
         program.display()
     )]
     Passt {
         /// The program.
         program: PathBuf,
+        /// What could not be done.
+        step: &'static str,
         /// The kernel's answer.
         source: io::Error,
     },

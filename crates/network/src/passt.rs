@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use agent_api::network::{Address, Interface, Network, Route};
+use jail::Confinement;
 use netlink::Socket;
 use netlink::route;
 
@@ -43,27 +44,28 @@ pub struct Passt {
 }
 
 impl Passt {
-    /// Starts `program` in the network namespace that the calling thread is in, as `user` if one is named. The guest is given the addresses
+    /// Starts `program` in the network namespace that the calling thread is in, as `user` if one is named and confined as [`jail::PASST`] says.
+    /// It lives no longer than that thread. The guest is given the addresses
     /// of the host's interface that the default route goes by, which is what passt expects.
     ///
     /// # Errors
     /// [`Error::NoDefaultRoute`], [`Error::Passt`] and [`Error::Kernel`].
     pub fn start(program: &Path, user: Option<u32>) -> Result<Self, Error> {
         let uplink = Uplink::find()?;
-        let failed = |source| Error::Passt { program: program.into(), source };
-        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        let failed = |step, source| Error::Passt { program: program.into(), step, source };
+        let (ours, theirs) = UnixStream::pair().map_err(|source| failed("make a socket for it", source))?;
         let mut command = Command::new(program);
         command.args(["--foreground", "--quiet", "--stderr", "--one-off", "--fd", "0"]);
         // The guest is configured by its agent, and published by us.
         command.args(["--no-dhcp", "--no-dhcpv6", "--no-ra", "--tcp-ports", "none", "--udp-ports", "none"]);
         command.args(["--mtu", &MTU.to_string()]).args(uplink.options());
-        if let Some(user) = user {
-            command.args(["--runas", &format!("{user}:{user}")]);
-        }
         command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::piped()).current_dir("/").env_clear();
         // Where it is looked for.
         command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
-        let child = command.spawn().map_err(failed)?;
+        // It takes namespaces of its own with a user's means, so it is started as that user.
+        let privileged = rustix::process::geteuid().is_root();
+        let confinement = Confinement { uid: user, privileged, ..Confinement::new(&jail::PASST) };
+        let child = jail::spawn(command, confinement).map_err(|(step, source)| failed(step, source))?;
         Ok(Self { child, socket: Some(ours.into()), mac: MAC, network: uplink.network() })
     }
 
