@@ -22,7 +22,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use machine::{Machine, System};
-use payload::Places;
+use payload::{Places, Programs};
 use suites::{Choice, Flavour, Suite};
 use tally::{Reader, Tally};
 use tokio::{process::Command, signal::unix};
@@ -39,7 +39,7 @@ const SILENCE: Duration = Duration::from_secs(3600);
 struct Cli {
     #[command(subcommand)]
     what: Option<What>,
-    /// Flavours (vhost, plain) and suites to run; other words are parts of tests' names. All unless given.
+    /// Flavours (vhost, plain) and suites to run; other words are parts of tests' names. All tests unless given.
     words: Vec<String>,
 }
 
@@ -55,6 +55,12 @@ enum What {
         flavour: String,
         /// A line for a shell.
         command: String,
+    },
+    /// Measures in a fresh machine what `make bench` measures.
+    Bench {
+        /// What kata-bench is told.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
     },
 }
 
@@ -82,6 +88,7 @@ async fn main() -> ExitCode {
         match cli.what {
             None => run(&cli.words).await,
             Some(What::Exec { payload, flavour, command }) => exec(payload.as_deref(), &flavour, &command).await,
+            Some(What::Bench { arguments }) => bench(&arguments).await,
         }
     };
     // Dropping the work ends what it started and removes what it made.
@@ -145,6 +152,16 @@ async fn exec(payload: Option<&Path>, flavour: &str, command: &str) -> Result<Ex
     Ok(ExitCode::from(u8::try_from(status).unwrap_or(1)))
 }
 
+async fn bench(arguments: &[String]) -> Result<ExitCode> {
+    let places = places()?;
+    let system = System::prepare(&places.top).await?;
+    let logs = tempfile::tempdir().map_err(|e| format!("make a directory: {e}"))?;
+    let mut machine = equipped(&system, &places, Flavour::Vhost, Programs::Bench, logs.path()).await?;
+    let line = format!("{PLACE} tests/kata-bench{}", words(arguments));
+    let status = machine.port.run(&line, SILENCE, &mut show).await?;
+    Ok(ExitCode::from(u8::try_from(status).unwrap_or(1)))
+}
+
 fn show(bytes: &[u8]) {
     let mut out = std::io::stdout().lock();
     // Where nobody listens any more the tests go on nevertheless.
@@ -179,6 +196,25 @@ async fn run(words: &[String]) -> Result<ExitCode> {
     Ok(if all.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// A machine with the product and what is run there.
+async fn equipped(
+    system: &System,
+    places: &Places,
+    flavour: Flavour,
+    programs: Programs<'_>,
+    logs: &Path,
+) -> Result<Machine> {
+    fs::create_dir_all(&places.output).map_err(|e| format!("create {}: {e}", places.output.display()))?;
+    let (work, image) = payload::disk(places, programs).await?;
+    let mut machine = machine(system, flavour, logs).await?;
+    machine.plug(&image).await?;
+    // QEMU has it open.
+    drop(work);
+    say("installing the product from its packages");
+    machine.port.ok("dpkg --install /payload/deb/*.deb 2>&1", machine::SHORT).await?;
+    Ok(machine)
+}
+
 /// Runs suites on a machine.
 async fn run_on(
     system: &System,
@@ -188,15 +224,9 @@ async fn run_on(
     tests: &[String],
     logs: &Path,
 ) -> Result<Tally> {
-    let (work, image) = payload::disk(places, suites).await?;
-    let mut machine = machine(system, flavour, logs).await?;
-    machine.plug(&image).await?;
-    // QEMU has it open.
-    drop(work);
+    let mut machine = equipped(system, places, flavour, Programs::Suites(suites), logs).await?;
     let log = logs.join("tests.log");
     let mut log = fs::File::create(&log).map_err(|e| format!("create {}: {e}", log.display()))?;
-    say("installing the product from its packages");
-    machine.port.ok("dpkg --install /payload/deb/*.deb 2>&1", machine::SHORT).await?;
     let mut all = Tally::default();
     for suite in suites {
         say(&format!("{}: {}", flavour.name(), suite.name));
@@ -212,17 +242,18 @@ async fn run_on(
     Ok(all)
 }
 
+/// Where what is brought along finds the rest of it.
+const PLACE: &str = "cd /payload && KATA_STAGE=/usr KATA_CACHE=/payload/cache KATA_ROOTFS=/payload/rootfs \
+                     KATA_CONF_FILE=/payload/lab.toml KATA_WATCHER=/payload/tests/watcher";
+
+/// Words for a shell.
+fn words(texts: &[impl AsRef<str>]) -> String {
+    texts.iter().map(|text| format!(" '{}'", text.as_ref().replace('\'', r"'\''"))).collect()
+}
+
 /// The command that runs a suite.
 fn line(suite: &Suite, tests: &[String]) -> String {
-    let word = |text: &str| format!(" '{}'", text.replace('\'', r"'\''"));
-    let mut line = "cd /payload && KATA_STAGE=/usr KATA_CACHE=/payload/cache KATA_ROOTFS=/payload/rootfs \
-                    KATA_CONF_FILE=/payload/lab.toml KATA_WATCHER=/payload/tests/watcher"
-        .to_owned();
-    line.push_str(&format!(" tests/{} --test-threads 1", suite.name));
-    line.extend(tests.iter().map(|text| word(text)));
-    if tests.is_empty() {
-        line.extend(suite.tests.iter().map(|text| word(text)));
-    }
-    line.extend(suite.skipped.iter().map(|text| format!(" --skip{}", word(text))));
-    line
+    let chosen = if tests.is_empty() { words(suite.tests) } else { words(tests) };
+    let skipped: String = suite.skipped.iter().map(|text| format!(" --skip{}", words(&[text]))).collect();
+    format!("{PLACE} tests/{} --test-threads 1{chosen}{skipped}", suite.name)
 }

@@ -27,8 +27,17 @@ pub struct Places {
     pub output: PathBuf,
 }
 
+/// What is run in the machine.
+#[derive(Clone, Copy)]
+pub enum Programs<'a> {
+    /// Tests.
+    Suites(&'a [&'a Suite]),
+    /// What measures: `tests/kata-bench`.
+    Bench,
+}
+
 /// Makes a disk in a directory that goes with the returned value.
-pub async fn disk(places: &Places, suites: &[&Suite]) -> Result<(TempDir, PathBuf)> {
+pub async fn disk(places: &Places, programs: Programs<'_>) -> Result<(TempDir, PathBuf)> {
     let work =
         TempDir::new_in(&places.output).map_err(|e| format!("make a directory in {}: {e}", places.output.display()))?;
     let tree = work.path().join("tree");
@@ -52,10 +61,17 @@ pub async fn disk(places: &Places, suites: &[&Suite]) -> Result<(TempDir, PathBu
     }
     fs::write(tree.join("lab.toml"), CONFIGURATION).map_err(|e| format!("write the configuration: {e}"))?;
 
-    say("building the tests (cargo)");
+    say("building what runs there (cargo)");
+    let suites = match programs {
+        Programs::Suites(suites) => suites,
+        Programs::Bench => {
+            put("target")?;
+            build(&places.top, ["build", "--release", "--package", "bench", "--bin"], "kata-bench", &tests).await?;
+            &[]
+        }
+    };
     for suite in suites {
-        let program = test_program(&places.top, suite).await?;
-        succeed(Command::new("strip").arg("-g").arg("-o").arg(tests.join(suite.name)).arg(&program)).await?;
+        build(&places.top, ["test", "--no-run", "--package", suite.package, "--test"], suite.name, &tests).await?;
     }
     let mut copy = Command::new("cp");
     copy.args(["-a", "--"]).arg(places.cache.join("rootfs")).arg(&tree);
@@ -83,20 +99,21 @@ pub async fn make_disk(tree: &Path, image: &Path) -> Result<()> {
     succeed(Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(tree).arg(image)).await
 }
 
-/// Builds a test program.
-async fn test_program(top: &Path, suite: &Suite) -> Result<PathBuf> {
+/// Builds a program and puts it into a directory.
+async fn build(top: &Path, how: [&str; 5], name: &str, into: &Path) -> Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(top).args(["test", "--no-run", "--package", suite.package, "--test", suite.name]);
+    cargo.current_dir(top).args(how).arg(name);
     cargo.args(["--quiet", "--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit()).kill_on_drop(true);
     let output = cargo.output().await.map_err(|e| format!("start cargo: {e}"))?;
     let messages = String::from_utf8_lossy(&output.stdout).into_owned();
     let programs: BTreeSet<PathBuf> = messages
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == suite.name)
+        .filter(|message| message["target"]["name"] == name)
         .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
         .collect();
-    let program = programs.into_iter().next();
-    program
-        .ok_or_else(|| format!("cargo does not build the test {} ({}); its reason is above", suite.name, output.status))
+    let program = programs.first();
+    let program =
+        program.ok_or_else(|| format!("cargo does not build {name} ({}); its reason is above", output.status))?;
+    succeed(Command::new("strip").arg("-g").arg("-o").arg(into.join(name)).arg(program)).await
 }
