@@ -229,7 +229,7 @@ async fn run_on(
     let mut log = fs::File::create(&log).map_err(|e| format!("create {}: {e}", log.display()))?;
     let mut all = Tally::default();
     for suite in suites {
-        say(&format!("{}: {}", flavour.name(), suite.name));
+        say(&format!("{}: {} ({})", flavour.name(), suite.name, suite.package));
         let mut reader = Reader::default();
         let mut sink = |bytes: &[u8]| {
             show(bytes);
@@ -255,5 +255,5 @@ fn words(texts: &[impl AsRef<str>]) -> String {
 fn line(suite: &Suite, tests: &[String]) -> String {
     let chosen = if tests.is_empty() { words(suite.tests) } else { words(tests) };
     let skipped: String = suite.skipped.iter().map(|text| format!(" --skip{}", words(&[text]))).collect();
-    format!("{PLACE} tests/{} --test-threads 1{chosen}{skipped}", suite.name)
+    format!("{PLACE} tests/{} --test-threads 1{chosen}{skipped}", suite.program())
 }

@@ -66,12 +66,14 @@ pub async fn disk(places: &Places, programs: Programs<'_>) -> Result<(TempDir, P
         Programs::Suites(suites) => suites,
         Programs::Bench => {
             put("target")?;
-            build(&places.top, ["build", "--release", "--package", "bench", "--bin"], "kata-bench", &tests).await?;
+            let file = tests.join("kata-bench");
+            build(&places.top, ["build", "--release", "--package", "bench", "--bin"], "kata-bench", &file).await?;
             &[]
         }
     };
     for suite in suites {
-        build(&places.top, ["test", "--no-run", "--package", suite.package, "--test"], suite.name, &tests).await?;
+        let how = ["test", "--no-run", "--package", suite.package, "--test"];
+        build(&places.top, how, suite.name, &tests.join(suite.program())).await?;
     }
     let mut copy = Command::new("cp");
     copy.args(["-a", "--"]).arg(places.cache.join("rootfs")).arg(&tree);
@@ -99,8 +101,8 @@ pub async fn make_disk(tree: &Path, image: &Path) -> Result<()> {
     succeed(Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(tree).arg(image)).await
 }
 
-/// Builds a program and puts it into a directory.
-async fn build(top: &Path, how: [&str; 5], name: &str, into: &Path) -> Result<()> {
+/// Builds a program and makes it a file.
+async fn build(top: &Path, how: [&str; 5], name: &str, file: &Path) -> Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(top).args(how).arg(name);
     cargo.args(["--quiet", "--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit()).kill_on_drop(true);
@@ -115,5 +117,5 @@ async fn build(top: &Path, how: [&str; 5], name: &str, into: &Path) -> Result<()
     let program = programs.first();
     let program =
         program.ok_or_else(|| format!("cargo does not build {name} ({}); its reason is above", output.status))?;
-    succeed(Command::new("strip").arg("-g").arg("-o").arg(into.join(name)).arg(program)).await
+    succeed(Command::new("strip").arg("-g").arg("-o").arg(file).arg(program)).await
 }

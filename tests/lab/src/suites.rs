@@ -33,7 +33,7 @@ impl Flavour {
 /// Test programs whose cases are run together.
 #[derive(Debug)]
 pub struct Suite {
-    /// The name by which it is chosen; that of the test program.
+    /// The name by which it is chosen; that of the test program in its package.
     pub name: &'static str,
     /// The package that has it.
     pub package: &'static str,
@@ -43,6 +43,13 @@ pub struct Suite {
     pub skipped: &'static [&'static str],
     /// Where it is run.
     pub flavours: &'static [Flavour],
+}
+
+impl Suite {
+    /// What its program is called in the machine: two packages may call theirs alike.
+    pub fn program(&self) -> String {
+        format!("{}-{}", self.package, self.name)
+    }
 }
 
 const fn end_to_end(name: &'static str) -> Suite {
@@ -70,6 +77,8 @@ pub const SUITES: &[Suite] = &[
         skipped: &["docker::", "podman::", "containerd_1_6", "containerd_2_1", "twenty_at_once", "several_at_once"],
         flavours: &[Flavour::Vhost],
     },
+    // Chosen together with the other one of its name.
+    Suite { name: "faults", package: "engines", tests: &[], skipped: &[], flavours: &[Flavour::Vhost] },
 ];
 
 /// What was asked for on the command line.
