@@ -4,9 +4,8 @@
 use std::{
     collections::HashMap,
     ffi::CStr,
-    fs::File,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -231,13 +230,8 @@ impl FileSystem for ThriftyFs {
     }
 }
 
-impl SerializableFileSystem for ThriftyFs {
-    inner! {
-        fn prepare_serialization(cancel: Arc<AtomicBool>);
-        fn serialize(state_pipe: File) -> io::Result<()>;
-        fn deserialize_and_apply(state_pipe: File) -> io::Result<()>;
-    }
-}
+/// Its state is not moved to another host, which the default is.
+impl SerializableFileSystem for ThriftyFs {}
 
 #[cfg(test)]
 mod tests {

@@ -15,18 +15,15 @@ use std::{
     time::Duration,
 };
 
-use vhost_user_backend::bitmap::BitmapMmapRegion;
-use vm_memory::{GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::{GuestAddressSpace, GuestMemory};
 
+use super::Memory;
 use crate::sys;
 
 /// How long a guest must rest.
 const REST: Duration = Duration::from_secs(1);
 /// Stack of the thread that waits for that, bytes.
 const STACK: usize = 64 << 10;
-
-/// The guest's memory, as the server maps it.
-pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap<BitmapMmapRegion>>;
 
 /// Counts what the guest does, and has memory given back when it stops.
 #[derive(Default)]

@@ -20,6 +20,7 @@
 //! Names that do not exist are not remembered by the guest: what the host puts there is found at once.
 
 mod arguments;
+mod backend;
 mod filesystem;
 mod idle;
 mod jail;
@@ -32,6 +33,12 @@ pub use role::{Bare, Confined, confine, role_main};
 pub use server::{Server, spawn};
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
+
+use vhost_user_backend::bitmap::BitmapMmapRegion;
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+/// The guest's memory, as the server maps it.
+pub type Memory = GuestMemoryAtomic<GuestMemoryMmap<BitmapMmapRegion>>;
 
 /// The name (`argv[0]`) under which the executable is the file server.
 pub const ROLE: &str = "kata-virtiofs";

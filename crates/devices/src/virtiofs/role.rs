@@ -9,16 +9,14 @@ use std::{
 
 use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
-use virtiofsd::{
-    passthrough::{self, CachePolicy, PassthroughFs},
-    vhost_user::VhostUserFsBackendBuilder,
-};
+use virtiofsd::passthrough::{self, CachePolicy, PassthroughFs};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use super::{
-    Cache, Config, LISTENER, arguments,
+    Cache, Config, LISTENER, Memory, arguments,
+    backend::Backend,
     filesystem::ThriftyFs,
-    idle::{Activity, Memory},
+    idle::Activity,
     jail,
     messages::{log_to_stderr, say},
 };
@@ -118,6 +116,14 @@ impl Bare {
         let own_descriptors = self.own_descriptors.try_clone().map_err(Error::step("duplicate a descriptor"))?;
         root_directory(&self.config, own_descriptors, files, Arc::default())
     }
+
+    /// Serves a VMM until it is gone or makes no sense, in `memory`, which is what that has then told.
+    ///
+    /// # Errors
+    /// As for [`Self::file_system`]; [`Error::Serve`] says why it ended.
+    pub fn serve(&self, files: u64, listener: UnixListener, memory: Memory) -> Result<(), Error> {
+        connect(self.file_system(files)?, memory, &self.config, listener)
+    }
 }
 
 fn passthrough_config(config: &Config, own_descriptors: OwnedFd, files: u64) -> passthrough::Config {
@@ -149,10 +155,7 @@ fn passthrough_config(config: &Config, own_descriptors: OwnedFd, files: u64) -> 
 /// Serves the first connection until it is closed.
 fn connect(filesystem: ThriftyFs, memory: Memory, config: &Config, listener: UnixListener) -> Result<(), Error> {
     let reason = |reason: String| Error::Serve { reason };
-    let backend = VhostUserFsBackendBuilder::default()
-        .set_thread_pool_size(usize::from(config.thread_pool_size))
-        .build(filesystem)
-        .map_err(|error| reason(error.to_string()))?;
+    let backend = Backend::new(filesystem, config.thread_pool_size)?;
     let mut daemon = VhostUserDaemon::new("vhost-user".into(), Arc::new(backend), memory)
         .map_err(|error| reason(error.to_string()))?;
     let mut listener = Listener::from(listener);
