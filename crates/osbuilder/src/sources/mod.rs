@@ -1,9 +1,9 @@
 //! Where a root file system comes from.
 
-mod apk;
+pub(crate) mod apk;
 mod apt;
-mod oci;
-mod packages;
+pub(crate) mod oci;
+pub(crate) mod packages;
 mod rpm;
 
 use std::{

@@ -11,13 +11,25 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use super::{Root, path_of};
-use crate::{Architecture, Error, compression::Compression, image::verity::hex, run, tree::archive::Unpacker};
+use crate::{
+    Architecture, Error,
+    compression::Compression,
+    image::verity::hex,
+    run,
+    tree::{
+        archive::{MOST_BYTES, Unpacker, each},
+        clean,
+    },
+};
 
 /// More than any index, manifest or configuration, bytes.
 const MOST_JSON: u64 = 4 << 20;
 
 /// How deep indexes may refer to indexes.
 const DEEPEST: u32 = 4;
+
+/// More images than any index refers to, over all indexes.
+const MOST_IMAGES: u32 = 1000;
 
 #[derive(Debug, Deserialize)]
 struct Index {
@@ -46,7 +58,7 @@ struct Manifest {
     layers: Vec<Descriptor>,
 }
 
-pub(super) fn root(path: &Path, architecture: Option<Architecture>) -> Result<Root, Error> {
+pub(crate) fn root(path: &Path, architecture: Option<Architecture>) -> Result<Root, Error> {
     let work = run::work_directory()?;
     let layout = Layout::open(path, &work)?;
     let bad = |why: String| Error::unusable(path, why);
@@ -100,6 +112,15 @@ impl Layout {
         Error::unusable(&self.named, why)
     }
 
+    /// Opens one of its files, and says by which name an error tells of that: not that of where an archive was unpacked.
+    fn open_file(&self, file: impl AsRef<Path>) -> Result<(PathBuf, File), Error> {
+        let path = self.named.join(file.as_ref());
+        match File::open(self.directory.join(file)) {
+            Ok(opened) => Ok((path, opened)),
+            Err(source) => Err(Error::Read { path, source }),
+        }
+    }
+
     fn json<T: DeserializeOwned>(&self, what: &str, mut file: impl Read) -> Result<T, Error> {
         let mut bytes = Vec::new();
         let read = Read::take(&mut file, MOST_JSON + 1).read_to_end(&mut bytes);
@@ -111,9 +132,9 @@ impl Layout {
     }
 
     fn manifest(&self, wanted: &str) -> Result<Manifest, Error> {
-        let index: Index = self.json("index.json", run::open(&self.directory.join("index.json"))?)?;
+        let index: Index = self.json("index.json", self.open_file("index.json")?.1)?;
         let mut found = Vec::new();
-        self.matching(&index, wanted, 0, &mut found)?;
+        self.matching(&index, wanted, 0, &mut 0, &mut found)?;
         match found.len() {
             0 => Err(self.bad(format!("it holds no image for linux/{wanted}; --arch names another processor"))),
             1 => found.pop().ok_or_else(|| self.bad("it holds no image")),
@@ -124,11 +145,23 @@ impl Layout {
         }
     }
 
-    fn matching(&self, index: &Index, wanted: &str, depth: u32, found: &mut Vec<Manifest>) -> Result<(), Error> {
+    fn matching(
+        &self,
+        index: &Index,
+        wanted: &str,
+        depth: u32,
+        seen: &mut u32,
+        found: &mut Vec<Manifest>,
+    ) -> Result<(), Error> {
         if depth > DEEPEST {
             return Err(self.bad("its indexes refer to each other too deeply"));
         }
         for descriptor in &index.manifests {
+            // Few indexes that name one another many times would never come to an end.
+            *seen += 1;
+            if *seen > MOST_IMAGES {
+                return Err(self.bad(format!("its indexes refer to more than {MOST_IMAGES} images")));
+            }
             let other =
                 |platform: &Platform| (platform.os.as_str(), platform.architecture.as_str()) != ("linux", wanted);
             if descriptor.platform.as_ref().is_some_and(other) {
@@ -136,7 +169,7 @@ impl Layout {
             }
             let (_, blob) = self.blob(descriptor)?;
             if descriptor.media_type.contains("index") || descriptor.media_type.contains("manifest.list") {
-                self.matching(&self.json("index", blob)?, wanted, depth + 1, found)?;
+                self.matching(&self.json("index", blob)?, wanted, depth + 1, seen, found)?;
                 continue;
             }
             let manifest: Manifest = self.json("manifest", blob)?;
@@ -155,9 +188,8 @@ impl Layout {
         let Some(digest) = digest else {
             return Err(self.bad(format!("{:?} is no SHA-256 digest; others are not known here", descriptor.digest)));
         };
-        let path = self.directory.join("blobs/sha256").join(digest);
+        let (path, mut file) = self.open_file(Path::new("blobs/sha256").join(digest))?;
         let failed = |source| Error::Read { path: path.clone(), source };
-        let mut file = run::open(&path)?;
         if file.metadata().map_err(failed)?.len() != descriptor.size {
             return Err(self.bad(format!("its blob {digest} is not as long as it should be; it may be cut off")));
         }
@@ -188,25 +220,23 @@ fn unpack(path: &Path, work: &TempDir) -> Result<PathBuf, Error> {
     let blobs = directory.join("blobs/sha256");
     fs::create_dir_all(&blobs).map_err(|source| Error::Write { path: blobs.clone(), source })?;
     let mut file = run::open(path)?;
-    let damaged = |error: io::Error| Error::unusable(path, format!("it cannot be read as a tar archive ({error})"));
-    let mut archive = tar::Archive::new(plain(path, &mut file)?);
-    for entry in archive.entries().map_err(damaged)? {
-        run::check()?;
-        let mut entry = entry.map_err(damaged)?;
-        let name = entry.path().map_err(damaged)?.into_owned();
-        let Some(name) = crate::tree::clean(&name).and_then(|name| Some(name.to_str()?.to_owned())) else { continue };
+    let mut left = MOST_BYTES;
+    each(path, plain(path, &mut file)?, |mut entry, name| {
+        let Some(name) = clean(name).and_then(|name| Some(name.to_str()?.to_owned())) else { return Ok(()) };
         let to = match name.strip_prefix("blobs/sha256/") {
             Some(digest) if is_digest(digest) => blobs.join(digest),
             None if name == "oci-layout" || name == "index.json" => directory.join(name),
-            _ => continue,
+            _ => return Ok(()),
         };
         if !entry.header().entry_type().is_file() {
-            continue;
+            return Ok(());
         }
-        let failed = |source| Error::Write { path: to.clone(), source };
+        left = left.checked_sub(entry.size()).ok_or_else(|| format!("it holds more than {} GiB", MOST_BYTES >> 30))?;
+        let failed = |error: io::Error| format!("it cannot be unpacked to {}: {error}", to.display());
         let mut out = File::create(&to).map_err(failed)?;
         io::copy(&mut entry, &mut out).map_err(failed)?;
-    }
+        Ok(())
+    })?;
     Ok(directory)
 }
 

@@ -73,6 +73,21 @@ fn an_archive_of_a_layout_is_the_same() {
 }
 
 #[test]
+fn what_is_wrong_with_an_archive_names_the_archive() {
+    for missing in ["index.json", "blobs/sha256"] {
+        let image = Image::new("amd64", &layers());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut builder = tar::Builder::new(file.reopen().unwrap());
+        for name in ["oci-layout", "index.json"].into_iter().filter(|name| *name != missing) {
+            builder.append_path_with_name(image.directory.path().join(name), name).unwrap();
+        }
+        builder.finish().unwrap();
+        let error = root(file.path(), Some(Architecture::X86_64)).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("cannot read {}/{missing}", file.path().display())), "{error}");
+    }
+}
+
+#[test]
 fn what_is_wrong_is_told() {
     let image = Image::new("arm64", &layers());
     assert!(image.root().unwrap_err().contains("no image for linux/amd64; --arch names another"));
@@ -105,4 +120,17 @@ fn what_is_wrong_is_told() {
     assert!(image.root().unwrap_err().contains("holds no oci-layout"));
     let file = tempfile::NamedTempFile::new().unwrap();
     assert!(root(file.path(), Some(Architecture::X86_64)).unwrap_err().to_string().contains("holds no oci-layout"));
+}
+
+#[test]
+fn indexes_that_name_one_another_without_end_come_to_one() {
+    let image = Image::new("amd64", &layers());
+    let kind = "{\"mediaType\":\"application/vnd.oci.image.index.v1+json\",\"digest";
+    let mut index = "{\"manifests\":[]}".to_owned();
+    for _ in 0..3 {
+        let one = image.blob(index.as_bytes()).replace("{\"digest", kind);
+        index = format!("{{\"manifests\":[{}]}}", vec![one; 80].join(","));
+    }
+    image.file("index.json", &index);
+    assert!(image.root().unwrap_err().contains("refer to more than 1000 images"));
 }

@@ -23,8 +23,11 @@ pub(crate) struct Package {
 const DPKG: &str = "var/lib/dpkg/status";
 pub(super) const APK: &str = "lib/apk/db/installed";
 
+/// More than any database of a guest's packages, bytes.
+const MOST_TEXT: u64 = 64 << 20;
+
 /// Reads the databases that are plain text. (rpm's is not; those who made the root ask rpm itself.)
-pub(super) fn in_tree(tree: &Tree) -> Result<Vec<Package>, Error> {
+pub(crate) fn in_tree(tree: &Tree) -> Result<Vec<Package>, Error> {
     let mut packages = Vec::new();
     if let Some(text) = text(tree, DPKG)? {
         packages.extend(dpkg(&text));
@@ -40,6 +43,12 @@ pub(super) fn in_tree(tree: &Tree) -> Result<Vec<Package>, Error> {
 fn text(tree: &Tree, path: &str) -> Result<Option<String>, Error> {
     match tree.lookup(Path::new(path)) {
         Some(Node { kind: Kind::File(content), .. }) => {
+            if content.length() > MOST_TEXT {
+                return Err(Error::unusable(
+                    path,
+                    format!("it is longer than {MOST_TEXT} bytes, which no list of packages is"),
+                ));
+            }
             Ok(Some(String::from_utf8_lossy(&content.read()?).into_owned()))
         }
         _ => Ok(None),
@@ -100,6 +109,15 @@ pub(super) const RPM_FORMAT: &str = "%{NAME}\\t%{EPOCHNUM}\\t%{VERSION}-%{RELEAS
 mod tests {
     use super::*;
     use crate::tree::Content;
+
+    #[test]
+    fn a_database_that_is_none_is_not_read_into_memory() {
+        let mut tree = Tree::default();
+        let huge = Content::OnDisk { path: "/nowhere".into(), length: MOST_TEXT + 1 };
+        tree.install(Path::new(DPKG), Node::file(0o644, huge)).unwrap();
+        let refused = in_tree(&tree).unwrap_err().to_string();
+        assert!(refused.starts_with("var/lib/dpkg/status is no good: it is longer than"), "{refused}");
+    }
 
     #[test]
     fn databases_are_read() {

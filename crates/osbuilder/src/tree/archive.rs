@@ -3,6 +3,7 @@
 //! Nothing is unpacked under a name that an archive chose: names live in the tree, contents in files that are numbered.
 
 use std::{
+    cell::Cell,
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -14,10 +15,14 @@ use super::{Content, EMPTY, Kind, Node, Tree, clean};
 use crate::{Error, run};
 
 /// More than any guest's root needs, bytes: an archive can promise without end.
-const MOST_BYTES: u64 = 64 << 30;
+pub(crate) const MOST_BYTES: u64 = 64 << 30;
 
 /// More names than any guest's root has.
 const MOST_NAMES: u64 = 4_000_000;
+
+/// More than an entry's header takes with its long names and attributes, bytes. They are read into memory, and compressed they are
+/// next to nothing.
+const MOST_HEADER: u64 = 1 << 20;
 
 /// Small files are kept in memory.
 const SMALL: u64 = 4096;
@@ -47,11 +52,10 @@ impl<'a> Unpacker<'a> {
     /// Removes from the tree what the archive says is removed. Such an entry is about the layers below only, wherever it stands in its
     /// own: so this is done before [`Unpacker::add`]. `path` is what an error names.
     pub(crate) fn remove(&mut self, path: &Path, archive: impl Read) -> Result<(), Error> {
-        each(path, archive, |entry, name| {
-            let Some(name) = clean(&name) else { return Ok(()) };
+        each(path, archive, |_, name| {
+            let Some(name) = clean(name) else { return Ok(()) };
             let Some(file) = name.file_name().and_then(|file| file.to_str()) else { return Ok(()) };
             let Some(removed) = file.strip_prefix(WHITEOUT) else { return Ok(()) };
-            drop(entry);
             let directory = self.tree.resolve(name.parent().unwrap_or(Path::new("")), true)?;
             if file == OPAQUE {
                 self.tree.empty(&directory);
@@ -64,7 +68,7 @@ impl<'a> Unpacker<'a> {
 
     /// Adds an archive's entries.
     pub(crate) fn add(&mut self, path: &Path, archive: impl Read) -> Result<(), Error> {
-        each(path, archive, |entry, name| self.entry(entry, &name))
+        each(path, archive, |entry, name| self.entry(entry, name))
     }
 
     fn entry(&mut self, mut entry: tar::Entry<impl Read>, name: &Path) -> Result<(), String> {
@@ -144,20 +148,48 @@ impl<'a> Unpacker<'a> {
 }
 
 /// Calls `visit` for each entry with its name; what it says becomes an error that names the archive.
-fn each<R: Read>(
+pub(crate) fn each<R: Read>(
     path: &Path,
     archive: R,
-    mut visit: impl FnMut(tar::Entry<R>, PathBuf) -> Result<(), String>,
+    mut visit: impl FnMut(tar::Entry<Measured<R>>, &Path) -> Result<(), String>,
 ) -> Result<(), Error> {
-    let mut archive = tar::Archive::new(archive);
+    let end = Cell::new(MOST_HEADER);
+    let mut archive = tar::Archive::new(Measured { archive, position: 0, end: &end });
     let damaged = |error: io::Error| Error::unusable(path, format!("it cannot be read as a tar archive ({error})"));
     for entry in archive.entries().map_err(damaged)? {
         run::check()?;
         let entry = entry.map_err(damaged)?;
         let name = entry.path().map_err(damaged)?.into_owned();
-        visit(entry, name).map_err(|why| Error::unusable(path, why))?;
+        // What a sparse file has in the archive is less than its length.
+        let sparse = entry.header().entry_type().is_gnu_sparse();
+        let length = if sparse { entry.header().entry_size().map_err(damaged)? } else { entry.size() };
+        end.set(u64::MAX);
+        let next = entry.raw_file_position().saturating_add(length);
+        visit(entry, &name).map_err(|why| Error::unusable(path, why))?;
+        end.set(next.saturating_add(MOST_HEADER));
     }
     Ok(())
+}
+
+/// An archive that can be read up to a place.
+pub(crate) struct Measured<'a, R> {
+    archive: R,
+    position: u64,
+    end: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Measured<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.end.get().saturating_sub(self.position)).unwrap_or(usize::MAX);
+        let most = buffer.len().min(left);
+        if most == 0 && !buffer.is_empty() {
+            let why = format!("a name or attributes take more than {MOST_HEADER} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        let count = self.archive.read(buffer.get_mut(..most).unwrap_or_default())?;
+        self.position += count as u64;
+        Ok(count)
+    }
 }
 
 fn target(entry: &tar::Entry<impl Read>) -> Option<PathBuf> {
@@ -276,6 +308,32 @@ pub(crate) mod tests {
             assert!(error.starts_with("layer is no good: ") && error.contains(expected), "{error}");
         }
         assert_eq!(unpacked(&[&[(Directory, "dev", 0o755, ""), (Char, "dev/null", 0o666, "")]]).unwrap(), ["dev/"]);
+    }
+
+    #[test]
+    fn names_take_no_more_memory_than_names_do() {
+        let long = |length: u64| {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(EntryType::GNULongName);
+            header.set_size(length);
+            header.set_cksum();
+            header
+        };
+        let unpack =
+            |archive: &mut dyn Read| Unpacker::new(tempfile::tempdir().unwrap().path()).add(Path::new("a"), archive);
+        // A file before it that is read, and one that is skipped.
+        for before in [(Regular, "a", 0o644, "x"), (Regular, "dev/a", 0o644, "x")] {
+            let contents = "x".repeat(3 << 20);
+            let mut start = archive(&[(before.0, before.1, before.2, &contents)]);
+            start.truncate(start.len() - 1024);
+            let name = "n".repeat(3000);
+            let short = [&long(3000).as_bytes()[..], name.as_bytes(), &[0; 72], &archive(&[before])].concat();
+            let start = &start[..];
+            unpack(&mut start.chain(&short[..])).unwrap();
+            let refused =
+                unpack(&mut start.chain(&long(u64::MAX >> 20).as_bytes()[..]).chain(io::repeat(b'n'))).unwrap_err();
+            assert!(refused.to_string().contains("a name or attributes take more than 1048576 bytes"), "{refused}");
+        }
     }
 
     #[test]

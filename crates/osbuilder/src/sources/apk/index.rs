@@ -4,7 +4,7 @@ use super::version::{compare, satisfies};
 
 /// A package in an index.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     pub(super) name: String,
     pub(super) version: String,
     /// Where its repository is.
@@ -47,7 +47,7 @@ impl Condition {
 }
 
 impl Entry {
-    fn parse(text: &str, base: &str) -> Option<Entry> {
+    pub(crate) fn parse(text: &str, base: &str) -> Option<Entry> {
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
         let words = |name: &str| field(name).unwrap_or_default().split_whitespace();
         let provides = words("p:").map(|word| match word.split_once('=') {
@@ -75,18 +75,18 @@ impl Entry {
 
 /// The packages of all repositories.
 #[derive(Debug, Default)]
-pub(super) struct Index {
+pub(crate) struct Index {
     entries: Vec<Entry>,
 }
 
 impl Index {
     /// Adds the packages of the repository at `base`.
-    pub(super) fn add(&mut self, text: &str, base: &str) {
+    pub(crate) fn add(&mut self, text: &str, base: &str) {
         self.entries.extend(text.split("\n\n").filter_map(|paragraph| Entry::parse(paragraph, base)));
     }
 
     /// All that these packages need, in the order of their names; the error says what cannot be had, and who needs it.
-    pub(super) fn resolve(&self, wanted: &[String]) -> Result<Vec<Entry>, String> {
+    pub(crate) fn resolve(&self, wanted: &[String]) -> Result<Vec<Entry>, String> {
         let mut chosen: Vec<&Entry> = Vec::new();
         let mut open: Vec<(Condition, &str)> =
             wanted.iter().rev().map(|name| (Condition::parse(name), "the definition")).collect();

@@ -4,8 +4,8 @@
 //! provide, fetch each, check it ([`package`]), and take its files. No package's script is run; what one would do that a guest needs,
 //! such as busybox's links, stands in the definition.
 
-mod index;
-mod package;
+pub(crate) mod index;
+pub(crate) mod package;
 mod version;
 
 use std::{fs, path::Path, time::Duration};
@@ -42,7 +42,8 @@ pub(super) fn root(definition: &Definition, architecture: Architecture) -> Resul
         let base = format!("{}/{architecture}", url.trim_end_matches('/'));
         let url = format!("{base}/APKINDEX.tar.gz");
         let file = fetch(&url, &work, &from(definition, architecture))?;
-        let text = package::index(&keys, &url, &fs::read(&file).map_err(|source| Error::Read { path: file, source })?)?;
+        let bytes = fs::read(&file).map_err(|source| Error::Read { path: file, source })?;
+        let text = package::index(&url, &bytes, |signature, signed| keys.verify(&url, signature, signed))?;
         index.add(&text, &base);
     }
     let chosen = index.resolve(&definition.packages).map_err(Error::Usage)?;
@@ -53,7 +54,8 @@ pub(super) fn root(definition: &Definition, architecture: Architecture) -> Resul
         let url = entry.url();
         let file = fetch(&url, &work, &format!("fetching {url}"))?;
         let bytes = fs::read(&file).map_err(|source| Error::Read { path: file, source })?;
-        let data = package::data(&keys, &url, &bytes, entry)?;
+        let verify = |signature: &package::Signature, signed: &[u8]| keys.verify(&url, signature, signed);
+        let data = package::data(&url, &bytes, entry, verify)?;
         unpacker.add(Path::new(&url), flate2::bufread::MultiGzDecoder::new(data))?;
     }
     let mut tree = unpacker.tree;
@@ -81,7 +83,8 @@ fn fetch(url: &str, work: &TempDir, step: &str) -> Result<std::path::PathBuf, Er
 }
 
 impl Entry {
-    fn url(&self) -> String {
+    /// Where it is.
+    pub(crate) fn url(&self) -> String {
         format!("{}/{}-{}.apk", self.base, self.name, self.version)
     }
 }
