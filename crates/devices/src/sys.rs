@@ -68,6 +68,21 @@ pub(crate) fn unshare_mounts() -> io::Result<()> {
     if unsafe { libc::unshare(libc::CLONE_NEWNS) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Calls `work` in a thread whose descriptors are its own: a copy of those that the caller has, of which none is left afterwards,
+/// whatever `work` has left open. It gets and gives nothing that could hold one.
+pub(crate) fn with_own_descriptors<S: Sync>(subject: &S, data: &[u8], work: fn(&S, &[u8])) -> io::Result<()> {
+    let alone = || {
+        // SAFETY: touches no memory. Numbers of descriptors mean in this thread what they meant before, and what is opened here stays
+        // here: `work` captures nothing and returns nothing, and what it borrows cannot be changed through that.
+        if unsafe { libc::unshare(libc::CLONE_FILES) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        work(subject, data);
+        Ok(())
+    };
+    std::thread::scope(|scope| scope.spawn(alone).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 /// Keeps the allocator to one arena: a few threads that allocate little need no pool of pages each.
 pub(crate) fn one_arena() {
     // SAFETY: sets a parameter of the allocator; takes no pointers.

@@ -37,6 +37,7 @@ pub mod cli;
 mod compression;
 mod cpio;
 mod definition;
+pub mod foreign;
 mod image;
 mod initrd;
 mod modules;

@@ -18,6 +18,8 @@ mod images;
 mod place;
 mod scratch;
 mod settings;
+mod sources;
+mod vhost_user;
 mod virtiofs;
 
 /// A reader of foreign bytes.
@@ -34,7 +36,7 @@ pub struct Target {
 /// All of them.
 // A line each: scripts/fuzz.sh reads them, too.
 #[rustfmt::skip]
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 18] = [
     Target { name: "proxy", reads: "the guest's: yamux frames of the channel, on both ends", run: channel::frames },
     Target { name: "agent_reply", reads: "the guest's: replies of the agent, as the host reads them", run: frames::reply },
     Target { name: "agent_request", reads: "the host's: requests, as the agent reads them", run: frames::request },
@@ -43,6 +45,7 @@ pub const TARGETS: [Target; 16] = [
     Target { name: "qmp", reads: "QEMU's, which a guest may have taken over: QMP", run: host::qmp },
     Target { name: "virtiofs_requests", reads: "the guest's: sequences of FUSE requests", run: virtiofs::requests },
     Target { name: "virtiofs_rings", reads: "the guest's: virtqueues of the file server, in its memory", run: virtiofs::rings },
+    Target { name: "vhost_user", reads: "QEMU's: messages and descriptors of vhost-user to the file server", run: vhost_user::messages },
     Target { name: "bundle", reads: "the engine's: config.json, seccomp profiles", run: bundle::config },
     Target { name: "state", reads: "the disk's: state.json", run: bundle::state },
     Target { name: "daemon", reads: "a caller's: calls to the sandbox's daemon, and its replies", run: frames::daemon },
@@ -51,6 +54,7 @@ pub const TARGETS: [Target; 16] = [
     Target { name: "shim_options", reads: "containerd's: options of the runtime", run: host::options },
     Target { name: "netlink", reads: "the kernel's: links and attributes of rtnetlink", run: host::netlink },
     Target { name: "guest_image", reads: "who makes a guest: kernels, partition tables, verity parameters", run: images::guest },
+    Target { name: "guest_sources", reads: "a mirror's: Alpine's indexes and packages; who makes an image: OCI layouts and layers", run: sources::read },
 ];
 
 /// The target of this name.

@@ -20,7 +20,7 @@ use rustix::{
 use crate::scratch::Scratch;
 
 /// Files that the guest may have open, as the server counts.
-const FILES: u64 = 700;
+pub(crate) const FILES: u64 = 700;
 
 type Job = Box<dyn FnOnce(&Bare) + Send>;
 
@@ -80,6 +80,11 @@ thread_local! {
 
 /// Makes a file system with a file in it and has it used there.
 pub(crate) fn with_file_system(data: &[u8], work: fn(&[u8], ThriftyFs)) {
+    with_directory(data, move |data, bare| work(data, bare.file_system(FILES).expect("a file system")));
+}
+
+/// Has a directory with a file in it served there.
+pub(crate) fn with_directory(data: &[u8], work: impl FnOnce(&[u8], &Bare) + Send + 'static) {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: only root may mount and make namespaces");
         return;
@@ -89,7 +94,7 @@ pub(crate) fn with_file_system(data: &[u8], work: fn(&[u8], ThriftyFs)) {
         let place = place.get_or_init(Place::new);
         let job: Job = Box::new(move |bare| {
             fs::write("/c1/file", "hello").expect("a file");
-            work(&data, bare.file_system(FILES).expect("a file system"));
+            work(&data, bare);
         });
         let served = place.jobs.send(job).is_ok() && place.done.recv().is_ok();
         assert!(served, "the file server's thread has panicked");

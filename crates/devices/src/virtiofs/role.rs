@@ -117,6 +117,14 @@ impl Bare {
         root_directory(&self.config, own_descriptors, files, Arc::default())
     }
 
+    /// Has `work` use this in a thread with descriptors of its own. A server leaves one open, which its end would close.
+    ///
+    /// # Errors
+    /// [`Error::Step`] without descriptors.
+    pub fn apart(&self, data: &[u8], work: fn(&Self, &[u8])) -> Result<(), Error> {
+        sys::with_own_descriptors(self, data, work).map_err(Error::step("have descriptors of its own"))
+    }
+
     /// Serves a VMM until it is gone or makes no sense, in `memory`, which is what that has then told.
     ///
     /// # Errors
