@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# Looks for bytes that break a reader of foreign bytes (docs/fuzzing.md): each target in turn, for FUZZ_SECONDS (60) each. What breaks one
-# is kept in fuzz/artifacts. All targets together also write the table in docs/fuzzing.md. Usage: fuzz.sh [TARGET...]
+# Looks for bytes that break a reader of foreign bytes (docs/fuzzing.md): each target for FUZZ_SECONDS (60), FUZZ_JOBS (1) of them side by
+# side. What breaks one is kept in fuzz/artifacts, what a run has learned in the project's cache, for the next. Each target that has come to
+# its end is added to the table in docs/fuzzing.md. Usage: fuzz.sh [TARGET...]
 . "$(dirname "$0")/lib.sh"
 
 cd "$top"
-seconds=${FUZZ_SECONDS:-60}
+seconds=${FUZZ_SECONDS:-60} jobs=${FUZZ_JOBS:-1}
 [[ $seconds =~ ^[1-9][0-9]*$ ]] || fail "FUZZ_SECONDS is $seconds; a number of seconds is expected"
+[[ $jobs =~ ^[1-9][0-9]*$ ]] || fail "FUZZ_JOBS is $jobs; a number of targets to run side by side is expected"
+# Each target's name and what it reads.
 table=$(sed -n 's/.* name: "\([a-z_]*\)", reads: "\([^"]*\)".*/\1\t\2/p' tests/fuzzing/src/lib.rs)
 mapfile -t known < <(cut -f 1 <<<"$table")
 targets=("$@")
@@ -28,37 +31,91 @@ programs=$own/$(rustc -vV | sed -n 's/^host: //p')/release
 # figure LOG NAME: one of libFuzzer's own figures of a run.
 figure() { sed -n "s/^stat::$2: *//p" "$1" | tail -n 1; }
 
-passed=0 failed=0 rows=()
-for target in "${targets[@]}"; do
-    log=$own/logs/$target.log
-    mkdir -p "$own/corpus/$target" "fuzz/artifacts/$target"
-    say "$target: $seconds s"
+# add TARGET SECONDS EXECUTIONS FINDINGS: adds these figures to the target's row, in the order that the targets have.
+add() {
+    TABLE=$table awk -v target="$1" -v seconds="$2" -v executions="$3" -v findings="$4" '
+        function add_to(name, figures) {
+            for (at = 1; at <= 3; at++) sum[name, at] += figures[at]
+            has[name] = 1
+        }
+        /^<!-- end -->$/ {
+            figures[1] = seconds; figures[2] = executions; figures[3] = findings
+            add_to(target, figures)
+            print "| target | reads | seconds, all runs | executions, all runs | findings |"
+            print "| --- | --- | --- | --- | --- |"
+            count = split(ENVIRON["TABLE"], lines, "\n")
+            for (line = 1; line <= count; line++) {
+                split(lines[line], known, "\t")
+                if (known[1] in has)
+                    printf "| `%s` | %s | %.0f | %.0f | %.0f |\n", known[1], known[2], sum[known[1], 1], sum[known[1], 2], sum[known[1], 3]
+            }
+            inside = 0
+        }
+        inside && /^\| `/ {
+            split($0, cells, / *\| */)
+            gsub(/`/, "", cells[2])
+            for (at = 1; at <= 3; at++) figures[at] = cells[at + 3]
+            add_to(cells[2], figures)
+        }
+        !inside
+        /^<!-- table -->$/ { inside = 1 }' docs/fuzzing.md >"$own/fuzzing.md"
+    cat "$own/fuzzing.md" >docs/fuzzing.md
+}
+
+# By process: its target. By target: when it was begun, and its row in the end.
+declare -A running=() begun=() rows=()
+passed=0 failed=0
+end_all() {
+    [ ${#running[@]} = 0 ] || kill "${!running[@]}" 2>/dev/null || true
+    wait
+}
+trap end_all EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+begin() {
+    local target=$1 learned=$cache/fuzz/corpus/$1 options
+    mkdir -p "$learned" "fuzz/artifacts/$target"
     options=(-max_total_time="$seconds" -timeout=20 -rss_limit_mb=1024 -malloc_limit_mb=64 -max_len=16384 -print_final_stats=1
         -artifact_prefix="fuzz/artifacts/$target/")
     [ ! -e "fuzz/dictionaries/$target" ] || options+=(-dict="fuzz/dictionaries/$target")
-    before=$(date +%s) findings=0
+    say "$target: $seconds s"
+    begun[$target]=$(date +%s)
     # A target that is stuck in a system call does not see its own deadline.
-    if ! nice -n 19 timeout --kill-after 10 $((seconds + 300)) "$programs/$target" "${options[@]}" \
-        "$own/corpus/$target" "fuzz/corpus/$target" >"$log" 2>&1; then
+    nice -n 19 timeout --kill-after 10 $((seconds + 300)) "$programs/$target" "${options[@]}" "$learned" "fuzz/corpus/$target" \
+        >"$own/logs/$target.log" 2>&1 &
+    running[$!]=$target
+}
+
+# Waits for one to end.
+finish() {
+    local process target log status=0 findings=0 took executions
+    wait -n -p process "${!running[@]}" || status=$?
+    target=${running[$process]}
+    log=$own/logs/$target.log
+    unset "running[$process]"
+    took=$(($(date +%s) - begun[$target]))
+    if [ "$status" != 0 ]; then
         findings=1
         tail -n 25 "$log" >&2
         echo "$target: broken; the input is in fuzz/artifacts/$target, the whole log is $log" >&2
     fi
-    took=$(($(date +%s) - before))
     executions=$(figure "$log" number_of_executed_units)
     if [ -z "$executions" ]; then executions=$(sed -n 's/^#\([0-9]*\)\t.*/\1/p' "$log" | tail -n 1); fi
     executions=${executions:-0}
     echo "$target: $executions executions in $took s, $findings findings"
     if [ "$findings" = 0 ]; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
-    reads=$(sed -n "s/^$target\t//p" <<<"$table")
-    rows+=("| \`$target\` | $reads | $took | $executions | $findings |")
+    rows[$target]="| \`$target\` | $took | $executions | $findings |"
+    add "$target" "$took" "$executions" "$findings"
+}
+
+for target in "${targets[@]}"; do
+    [ ${#running[@]} -lt "$jobs" ] || finish
+    begin "$target"
 done
-printf '\n'
-printf '%s\n' '| target | reads | seconds | executions | findings |' '| --- | --- | --- | --- | --- |' "${rows[@]}" | tee "$own/table"
-if [ $# = 0 ]; then
-    # Between the two marks.
-    sed -i -e '/^<!-- table -->$/,/^<!-- end -->$/{/^<!-- table -->$/{p;r '"$own/table"'
-};/^<!-- end -->$/p;d}' docs/fuzzing.md
-fi
+while [ ${#running[@]} != 0 ]; do finish; done
+
+printf '\n%s\n%s\n' '| target | seconds | executions | findings |' '| --- | --- | --- | --- |'
+for target in "${targets[@]}"; do echo "${rows[$target]}"; done
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]
