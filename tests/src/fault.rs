@@ -118,6 +118,9 @@ pub fn processes(dir: &Path) -> Vec<(u32, u64)> {
     ["daemon", "vmm", "virtiofs"].into_iter().filter_map(of).collect()
 }
 
+/// All processes that a state file may name.
+const PROCESSES: [&str; 4] = ["creator", "daemon", "vmm", "virtiofs"];
+
 /// Whether a process has ended. Its parent may still have to take note of it.
 pub fn is_gone((pid, start): (u32, u64)) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -248,10 +251,19 @@ impl Place<'_> {
             assert!(Instant::now() < end, "a killed process does not go");
             std::thread::sleep(Duration::from_millis(5));
         }
-        let mut innocent = Command::new("sleep");
-        let innocent = innocent.arg("1000").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let mut state = state(dir);
-        for key in ["creator", "daemon", "vmm", "virtiofs"] {
+        let known = PROCESSES.map(|key| state[key]["start_ticks"].as_u64());
+        let innocent = loop {
+            let mut sleep = Command::new("sleep");
+            let mut sleep = sleep.arg("1000").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            // Within one tick of the clock, and with the same number, it would be the one that was killed.
+            if known.iter().flatten().all(|start| is_gone((sleep.id(), *start))) {
+                break sleep;
+            }
+            sleep.kill().unwrap();
+            sleep.wait().unwrap();
+        };
+        for key in PROCESSES {
             if state[key].is_object() {
                 state[key]["pid"] = innocent.id().into();
             }

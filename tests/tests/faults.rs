@@ -247,7 +247,13 @@ fn attempt(row: &Row<Operation>, fault: Fault) -> Tried {
         }
     };
     stage.runtime.run(["delete", "--force", &stage.id]);
-    let after = stage.snapshot();
+    // What has stood for the container's process ends by itself.
+    let end = Instant::now() + SOON;
+    let mut after = stage.snapshot();
+    while after != before && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+        after = stage.snapshot();
+    }
     check(after == before, || format!("something is left: {after:?} instead of {before:?}"))?;
     drop(stage.disk);
     finished.map(|outcome| (outcome, output.map(|output| output.stderr).unwrap_or_default()))

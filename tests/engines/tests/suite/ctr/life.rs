@@ -165,13 +165,19 @@ fn figures(engine: &Containerd, handler: Handler) -> Value {
     let mut metrics = Value::Null;
     wait_until("it used processor time", || {
         metrics = serde_json::from_str(&engine.ctr_ok(["tasks", "metrics", "--format", "json", "figures"])).unwrap();
-        metrics["cpu"]["usage"]["total"].as_u64().unwrap() > 10_000_000
+        // Nanoseconds, or microseconds where the host's control groups are of version 2.
+        let total = metrics["cpu"]["usage"]["total"].as_u64();
+        total.or_else(|| Some(1000 * metrics["cpu"]["usage_usec"].as_u64()?)).unwrap() > 10_000_000
     });
-    let memory = metrics["memory"]["usage"].clone();
-    assert!((1..67_108_864).contains(&memory["usage"].as_u64().unwrap()), "{memory}");
+    let memory = &metrics["memory"];
+    let (used, limit) = match &memory["usage"] {
+        Value::Object(usage) => (&usage["usage"], &usage["limit"]),
+        usage => (usage, &memory["usage_limit"]),
+    };
+    assert!((1..67_108_864).contains(&used.as_u64().unwrap()), "{memory}");
     assert!(metrics["pids"]["current"].as_u64().unwrap() >= 1, "{metrics}");
     engine.remove("figures");
-    json!({"limit": memory["limit"], "kinds": metrics.as_object().unwrap().keys().collect::<Vec<_>>()})
+    json!({"limit": limit, "kinds": metrics.as_object().unwrap().keys().collect::<Vec<_>>()})
 }
 
 fn checkpoint_is_refused(engine: &Containerd, handler: Handler) -> Value {
