@@ -38,7 +38,7 @@ test: kernel ## build, also the guest's kernel, then run all tests
 	@scripts/stage.sh
 	@scripts/test.sh
 
-faults: ## try every fault at every step of a sandbox's life, and write the tables in docs/faults.md (an hour and a half; KATA_FAULTS=WORDS: only what has them in its name)
+faults: ## try every fault at every step of a sandbox's life, and write the tables in docs/faults.md (a quarter of an hour on two idle cores; KATA_FAULTS=WORDS: only what has them in its name)
 	@scripts/setup.sh test
 	@scripts/stage.sh
 	@KATA_FAULTS="$${KATA_FAULTS:-all}" cargo test -p e2e --test faults -- --exact every_fault_at_every_step --nocapture

@@ -436,7 +436,7 @@ impl Drop for Netns {
 #[test]
 fn every_fault_at_every_step() {
     if std::env::var_os("KATA_FAULTS").is_none() {
-        return println!("skipped: it takes an hour; `make faults` runs it");
+        return println!("skipped: it takes a quarter of an hour; `make faults` runs it");
     }
     let pattern = std::env::var("KATA_FAULTS").unwrap();
     let neighbour = Neighbour::new();

@@ -281,7 +281,7 @@ fn some_faults_under_containerd() {
 #[test]
 fn every_fault_at_every_step_under_containerd() {
     let Ok(pattern) = std::env::var("KATA_FAULTS") else {
-        return println!("skipped: it takes an hour; `make faults` runs it");
+        return println!("skipped: it takes a quarter of an hour; `make faults` runs it");
     };
     let engines = Mutex::new((0..ENGINES).map(|_| Engine::new()).collect::<Vec<_>>());
     let rows: Vec<_> = {
