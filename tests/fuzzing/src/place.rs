@@ -3,8 +3,12 @@
 
 use std::{
     cell::OnceCell,
-    fs,
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    fs, panic,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
     thread,
 };
 
@@ -27,10 +31,28 @@ type Job = Box<dyn FnOnce(&Bare) + Send>;
 struct Place {
     jobs: SyncSender<Job>,
     done: Receiver<()>,
+    panicked: Arc<AtomicBool>,
+}
+
+/// Has panics of other threads than this one noted, and not handled there: a fuzzer writes down the input in the thread that panics, and
+/// in those that are made here it would write into the file system in memory.
+fn note_panics() -> Arc<AtomicBool> {
+    let panicked = Arc::new(AtomicBool::new(false));
+    let (noted, here, usual) = (panicked.clone(), thread::current().id(), panic::take_hook());
+    panic::set_hook(Box::new(move |info| {
+        if thread::current().id() == here {
+            usual(info);
+        } else {
+            eprintln!("{info}\n{}", std::backtrace::Backtrace::force_capture());
+            noted.store(true, Ordering::Relaxed);
+        }
+    }));
+    panicked
 }
 
 impl Place {
     fn new() -> Self {
+        let panicked = note_panics();
         let (jobs, taken) = sync_channel::<Job>(0);
         let (tell, done) = sync_channel(0);
         let scratch = Scratch::new();
@@ -60,7 +82,7 @@ impl Place {
         });
         // The directory's name is not needed after that.
         wait.recv().expect("a place");
-        Self { jobs, done }
+        Self { jobs, done, panicked }
     }
 }
 
@@ -97,6 +119,6 @@ pub(crate) fn with_directory(data: &[u8], work: impl FnOnce(&[u8], &Bare) + Send
             work(&data, bare);
         });
         let served = place.jobs.send(job).is_ok() && place.done.recv().is_ok();
-        assert!(served, "the file server's thread has panicked");
+        assert!(served && !place.panicked.load(Ordering::Relaxed), "a thread of the file server has panicked");
     });
 }

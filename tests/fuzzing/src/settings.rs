@@ -75,6 +75,9 @@ fn kept_text(config: &Config, annotations: &BTreeMap<String, String>, ignored: u
         assert_eq!(&config.qemu.kernel_params, *value);
     }
     if ignored == 0 && name.ends_with("hypervisor.default_vcpus") {
-        assert_eq!(value.parse().ok(), Some(config.qemu.default_vcpus));
+        // 0 is the default.
+        let meant =
+            value.parse().map(|vcpus: u32| if vcpus == 0 { Config::default().qemu.default_vcpus } else { vcpus });
+        assert_eq!(meant.ok(), Some(config.qemu.default_vcpus));
     }
 }

@@ -78,6 +78,11 @@ impl ThriftyFs {
     }
 }
 
+/// Refuses places in files that no file has. The inner file system panics at them.
+fn check_place(offset: u64) -> io::Result<()> {
+    i64::try_from(offset).map(drop).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
 /// Methods that the inner file system answers as they are.
 macro_rules! inner {
     ($(fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)?;)*) => {
@@ -153,6 +158,7 @@ impl FileSystem for ThriftyFs {
         flags: u32,
     ) -> io::Result<usize> {
         self.activity.note();
+        check_place(offset)?;
         self.inner.read(ctx, inode, handle, w, size, offset, lock_owner, flags)
     }
 
@@ -170,6 +176,7 @@ impl FileSystem for ThriftyFs {
         flags: u32,
     ) -> io::Result<usize> {
         self.activity.note();
+        check_place(offset)?;
         self.inner.write(ctx, inode, handle, r, size, offset, lock_owner, delayed_write, kill_priv, flags)
     }
 
