@@ -7,7 +7,7 @@ use e2e::{Background, Bundle, Runtime, message};
 
 #[test]
 fn create_start_kill_delete_pass_through_the_states() {
-    let bundle = announcing("trap 'exit 3' TERM; : >/mnt/ready; while :; do sleep 0.1; done");
+    let bundle = announcing("trap 'exit 3' TERM; echo >/mnt/ready; while :; do sleep 0.1; done");
     for runtime in [Runtime::kata(), Runtime::runc()] {
         let pid_file = bundle.path().join("pid");
         runtime.ok(["create", "--bundle", bundle.arg(), "--pid-file", pid_file.to_str().unwrap(), "steps"]);
@@ -36,7 +36,7 @@ fn create_start_kill_delete_pass_through_the_states() {
     }
 }
 
-/// A bundle whose script makes the file `/mnt/ready`. Until it has set its trap, a signal is lost on it: it is its namespace's pid 1.
+/// A bundle whose script writes the file `/mnt/ready`. Until it has set its trap, a signal is lost on it: it is its namespace's pid 1.
 fn announcing(script: &str) -> Bundle {
     let mut bundle = Bundle::sh(script);
     let sign = bundle.path().join("sign");
@@ -46,10 +46,11 @@ fn announcing(script: &str) -> Bundle {
     bundle
 }
 
-/// Waits for the file, and removes it for the next run.
+/// Waits for the file, and removes it for the next run. While it is empty, the container is still about to open it.
 fn wait_until_ready(bundle: &Bundle) {
     let end = std::time::Instant::now() + e2e::DEADLINE;
-    while fs::remove_file(bundle.path().join("sign/ready")).is_err() {
+    let ready = bundle.path().join("sign/ready");
+    while fs::metadata(&ready).map_or(0, |file| file.len()) == 0 || fs::remove_file(&ready).is_err() {
         assert!(std::time::Instant::now() < end, "the container does not get ready");
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -57,7 +58,7 @@ fn wait_until_ready(bundle: &Bundle) {
 
 #[test]
 fn kill_with_sigkill_ends_a_foreground_run_with_137() {
-    let bundle = announcing(": >/mnt/ready; exec sleep 1000");
+    let bundle = announcing("echo >/mnt/ready; exec sleep 1000");
     for runtime in [Runtime::kata(), Runtime::runc()] {
         let running = Background::start(&mut runtime.command(["run", "--bundle", bundle.arg(), "killed"]));
         wait_until_ready(&bundle);
@@ -68,13 +69,14 @@ fn kill_with_sigkill_ends_a_foreground_run_with_137() {
 
 #[test]
 fn a_signal_to_the_foreground_command_reaches_the_process() {
-    let bundle = announcing("trap 'echo caught; exit 5' TERM; echo ready; : >/mnt/ready; while :; do sleep 0.1; done");
+    let bundle =
+        announcing("trap 'echo caught; exit 5' TERM; echo ready; echo >/mnt/ready; while :; do sleep 0.1; done");
     let runtime = Runtime::kata();
     let running = Background::start(&mut runtime.command(["run", "--bundle", bundle.arg(), "forward"]));
     wait_until_ready(&bundle);
     std::process::Command::new("kill").args(["-TERM", &running.id().to_string()]).status().unwrap();
     let output = running.finish();
-    assert_eq!((output.code, output.text().as_str()), (5, "ready\ncaught\n"));
+    assert_eq!((output.code, output.text().as_str()), (5, "ready\ncaught\n"), "{}", output.stderr);
 }
 
 #[test]
