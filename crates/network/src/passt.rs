@@ -45,8 +45,8 @@ pub struct Passt {
 
 impl Passt {
     /// Starts `program` in the network namespace that the calling thread is in, as `user` if one is named and confined as [`jail::PASST`] says.
-    /// It lives no longer than that thread. The guest is given the addresses
-    /// of the host's interface that the default route goes by, which is what passt expects.
+    /// It lives no longer than that thread. The guest is given the addresses of the host's interface that the default route goes by, which is
+    /// what passt expects.
     ///
     /// # Errors
     /// [`Error::NoDefaultRoute`], [`Error::Passt`] and [`Error::Kernel`].

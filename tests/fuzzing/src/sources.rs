@@ -193,19 +193,21 @@ fn archive(bytes: &mut Bytes<'_>) -> Vec<u8> {
         let contents = bytes.take(length.into());
         // It may say that there is more.
         let more = if kind & 0x80 == 0 { 0 } else { usize::from(bytes.u16()) << (kind >> 5) };
-        archive.extend(header(flag, name.as_bytes(), link.as_bytes(), contents.len() + more));
-        archive.extend(contents);
-        archive.resize(archive.len().next_multiple_of(512), 0);
+        archive.extend(entry(header(flag, name.as_bytes(), link.as_bytes(), contents.len() + more), contents));
     }
     archive
 }
 
 /// An archive of one file, without its end.
 fn file(name: &str, contents: &[u8]) -> Vec<u8> {
-    let mut archive = header(b'0', name.as_bytes(), b"", contents.len());
-    archive.extend(contents);
-    archive.resize(archive.len().next_multiple_of(512), 0);
-    archive
+    entry(header(b'0', name.as_bytes(), b"", contents.len()), contents)
+}
+
+fn entry(header: Vec<u8>, contents: &[u8]) -> Vec<u8> {
+    let mut entry = header;
+    entry.extend(contents);
+    entry.resize(entry.len().next_multiple_of(512), 0);
+    entry
 }
 
 fn header(flag: u8, name: &[u8], link: &[u8], length: usize) -> Vec<u8> {

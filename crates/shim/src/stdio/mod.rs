@@ -22,7 +22,8 @@ mod output;
 
 use std::{
     cell::RefCell,
-    fs::File,
+    fs::{File, OpenOptions},
+    io,
     os::unix::fs::{FileTypeExt, OpenOptionsExt},
     path::{Path, PathBuf},
     rc::Rc,
@@ -211,9 +212,13 @@ fn open_input(path: &Path) -> Result<(Source, File)> {
     let failed = |e| Error::io(format!("open {} for the input", path.display()), e);
     let source = pipe::OpenOptions::new().open_receiver(path).map_err(failed)?;
     // There is a reader now, so this does not wait either.
-    let flags = (OFlags::NONBLOCK | OFlags::CLOEXEC).bits() as i32;
-    let hold = File::options().write(true).custom_flags(flags).open(path).map_err(failed)?;
+    let hold = open_at_once(File::options().write(true), path).map_err(failed)?;
     Ok((Box::pin(source), hold))
+}
+
+/// Opens an end of a FIFO for ourselves, without waiting for another process to open the other one.
+fn open_at_once(how: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    how.custom_flags((OFlags::NONBLOCK | OFlags::CLOEXEC).bits() as i32).open(path)
 }
 
 #[cfg(test)]

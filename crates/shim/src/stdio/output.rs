@@ -4,7 +4,6 @@ use std::{
     cell::Cell,
     fs::File,
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
     path::Path,
     pin::Pin,
     rc::Rc,
@@ -12,10 +11,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::{
-    event::{PollFd, PollFlags},
-    fs::OFlags,
-};
+use rustix::event::{PollFd, PollFlags};
 use tokio::{
     io::AsyncWrite,
     net::unix::pipe,
@@ -23,6 +19,7 @@ use tokio::{
     time::{Instant, sleep, timeout, timeout_at},
 };
 
+use super::open_at_once;
 use crate::{Error, Result, log};
 
 /// How long what nobody began to read is kept after its end: a process may end before its client has come to open the FIFO.
@@ -118,8 +115,7 @@ pub(super) struct Fifo {
 
 impl Fifo {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let flags = (OFlags::NONBLOCK | OFlags::CLOEXEC).bits() as i32;
-        let hold = File::options().read(true).custom_flags(flags).open(path)?;
+        let hold = open_at_once(File::options().read(true), path)?;
         let sender = pipe::OpenOptions::new().open_sender(path)?;
         Ok(Self { open: Some((hold, sender)), written: 0, ending: None })
     }

@@ -14,8 +14,7 @@ fn fifo(directory: &Path, name: &str) -> String {
 }
 
 fn read_end(path: &str) -> File {
-    let flags = OFlags::NONBLOCK.bits() as i32;
-    File::options().read(true).custom_flags(flags).open(path).unwrap()
+    open_at_once(File::options().read(true), Path::new(path)).unwrap()
 }
 
 async fn opened(names: &Names) -> (Io, Streams) {
