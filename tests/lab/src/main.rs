@@ -215,6 +215,15 @@ async fn equipped(
     Ok(machine)
 }
 
+/// Has the kernel keep the last exits of guests before one faults three times over, of which its VMM only sees that it restarts, and the places
+/// of all such faults: a restart that the guest wanted has another place than an accident.
+const WATCH: &str = "cd /sys/kernel/tracing && echo 512 >buffer_size_kb && mkdir instances/faults && \
+                     echo 'snapshot if exit_reason == 0x7f' >events/kvm/kvm_exit/trigger && \
+                     for event in kvm_exit kvm_inj_exception kvm_inj_virq; do echo 1 >events/kvm/$event/enable; done && \
+                     cd instances/faults/events/kvm/kvm_exit && echo 'exit_reason == 0x7f' >filter && echo 1 >enable";
+/// Tells of what [`WATCH`] has kept.
+const WATCHED: &str = "cd /sys/kernel/tracing && cat instances/faults/trace snapshot";
+
 /// Runs suites on a machine.
 async fn run_on(
     system: &System,
@@ -227,6 +236,7 @@ async fn run_on(
     let mut machine = equipped(system, places, flavour, Programs::Suites(suites), logs).await?;
     let log = logs.join("tests.log");
     let mut log = fs::File::create(&log).map_err(|e| format!("create {}: {e}", log.display()))?;
+    machine.port.ok(WATCH, machine::SHORT).await?;
     let mut all = Tally::default();
     for suite in suites {
         say(&format!("{}: {} ({})", flavour.name(), suite.name, suite.package));
@@ -237,7 +247,13 @@ async fn run_on(
             reader.feed(bytes);
         };
         let status = machine.port.run(&line(suite, tests), SILENCE, &mut sink).await?;
-        all += reader.end(status);
+        let tally = reader.end(status);
+        if tally.failed != 0 {
+            let name = logs.join(format!("{}.kvm.log", suite.program()));
+            let mut kept = fs::File::create(&name).map_err(|e| format!("create {}: {e}", name.display()))?;
+            machine.port.run(WATCHED, machine::SHORT, &mut |bytes| drop(kept.write_all(bytes))).await?;
+        }
+        all += tally;
     }
     Ok(all)
 }
