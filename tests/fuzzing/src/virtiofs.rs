@@ -1,14 +1,13 @@
 //! The file server: requests in the order that a guest likes, and virtqueues in the memory that it writes.
 
-use std::sync::atomic::Ordering;
+use std::{io, sync::atomic::Ordering};
 
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use virtiofsd::{
-    descriptor_utils::{Reader, Writer},
-    filesystem::{FileSystem, SerializableFileSystem},
-    server::Server,
+use devices::virtiofs::{ThriftyFs, answer};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtiofsd::server::Server;
+use vm_memory::{
+    Bytes as _, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap,
 };
-use vm_memory::{Bytes as _, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 
 use crate::{bytes::Bytes, place};
 
@@ -89,8 +88,8 @@ fn memory() -> GuestMemoryAtomic<Memory> {
 }
 
 /// A server and what a guest has of it.
-struct Guest<F: FileSystem + SerializableFileSystem + Sync> {
-    server: Server<F>,
+struct Guest {
+    server: Server<ThriftyFs>,
     memory: GuestMemoryAtomic<Memory>,
     queue: Queue,
     sent: u16,
@@ -98,8 +97,8 @@ struct Guest<F: FileSystem + SerializableFileSystem + Sync> {
     handles: Vec<u64>,
 }
 
-impl<F: FileSystem + SerializableFileSystem + Sync> Guest<F> {
-    fn new(file_system: F) -> Self {
+impl Guest {
+    fn new(file_system: ThriftyFs) -> Self {
         let mut queue = Queue::new(QUEUE_SIZE).expect("a queue");
         queue.set_size(QUEUE_SIZE);
         queue.set_desc_table_address(Some(0), Some(0));
@@ -192,29 +191,21 @@ impl<F: FileSystem + SerializableFileSystem + Sync> Guest<F> {
 }
 
 /// Serves what is in a queue as the product's server does: until something makes no sense, which would end it.
-fn serve<F: FileSystem + SerializableFileSystem + Sync>(
-    server: &Server<F>,
+fn serve(
+    server: &Server<ThriftyFs>,
     memory: &GuestMemoryAtomic<Memory>,
     queue: &mut Queue,
-) -> Vec<Result<usize, String>> {
+) -> Vec<Result<usize, io::Error>> {
     let mut served = Vec::new();
     let Ok(chains) = queue.iter(memory.memory()) else { return served };
     let chains: Vec<_> = chains.take(MOST_CHAINS).collect();
     for chain in chains {
-        let head = chain.head_index();
+        let (head, room) = (chain.head_index(), room(chain.clone()));
         let guard = memory.memory();
-        let mapped: &Memory = &guard;
-        let answered = Reader::new(mapped, chain.clone())
-            .and_then(|reader| Ok((reader, Writer::new(mapped, chain)?)))
-            .map_err(|error| error.to_string())
-            .and_then(|(reader, writer)| {
-                let room = writer.available_bytes();
-                let answered = server.handle_message(reader, writer, None::<&mut vhost::vhost_user::Backend>);
-                assert!(answered.as_ref().is_ok_and(|written| *written <= room) || answered.is_err());
-                answered.map_err(|error| error.to_string())
-            });
+        let answered = answer(server, &guard, chain);
         if let Ok(written) = &answered {
-            let _ = queue.add_used(mapped, head, u32::try_from(*written).unwrap_or(u32::MAX));
+            assert!(*written as u64 <= room, "{written} bytes of answer where {room} were to be had");
+            let _ = queue.add_used(&*guard, head, u32::try_from(*written).unwrap_or(u32::MAX));
         }
         let is_over = answered.is_err();
         served.push(answered);
@@ -223,6 +214,11 @@ fn serve<F: FileSystem + SerializableFileSystem + Sync>(
         }
     }
     served
+}
+
+/// Bytes that an answer may have.
+fn room(chain: DescriptorChain<GuestMemoryLoadGuard<Memory>>) -> u64 {
+    chain.writable().map(|descriptor| u64::from(descriptor.len())).sum()
 }
 
 pub(crate) fn requests(data: &[u8]) {

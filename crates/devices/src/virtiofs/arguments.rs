@@ -6,19 +6,17 @@ use std::{
     os::unix::ffi::OsStrExt,
 };
 
-use super::{Cache, Config, LogLevel, MOST_THREADS, ROLE};
+use super::{Cache, Config, LogLevel, ROLE};
 use crate::Error;
 
 /// The arguments for `config`, the name first.
 pub(super) fn write(config: &Config) -> Result<Vec<CString>, Error> {
     let zero = |_| Error::ZeroByte { path: config.shared_dir.clone() };
-    let threads = config.thread_pool_size.min(MOST_THREADS).to_string();
     [
         ROLE.as_bytes(),
         config.shared_dir.as_os_str().as_bytes(),
         config.cache.as_str().as_bytes(),
         config.log_level.as_str().as_bytes(),
-        threads.as_bytes(),
     ]
     .into_iter()
     .map(|argument| CString::new(argument).map_err(zero))
@@ -31,7 +29,7 @@ pub(super) fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Conf
     let mut next =
         |name: &str| arguments.next().ok_or_else(|| Error::Argument { argument: format!("{name}, which is missing") });
     let shared_dir = next("shared directory")?.into();
-    let [cache, log_level, threads] = [next("cache")?, next("log level")?, next("threads")?];
+    let [cache, log_level] = [next("cache")?, next("log level")?];
     let bad = |argument: &OsString| Error::Argument { argument: argument.to_string_lossy().into_owned() };
     let config = Config {
         shared_dir,
@@ -40,11 +38,6 @@ pub(super) fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Conf
             .into_iter()
             .find(|level| level.as_str() == log_level)
             .ok_or_else(|| bad(&log_level))?,
-        thread_pool_size: threads
-            .to_str()
-            .and_then(|text| text.parse().ok())
-            .filter(|&threads| threads <= MOST_THREADS)
-            .ok_or_else(|| bad(&threads))?,
     };
     match arguments.next() {
         Some(extra) => Err(bad(&extra)),
@@ -68,8 +61,7 @@ mod tests {
     fn every_configuration_comes_back() {
         for cache in Cache::ALL {
             for log_level in LogLevel::ALL {
-                let config =
-                    Config { shared_dir: "/run/a b\u{e9}".into(), cache, log_level, thread_pool_size: MOST_THREADS };
+                let config = Config { shared_dir: "/run/a b\u{e9}".into(), cache, log_level };
                 assert_eq!(through(&config).unwrap(), config);
             }
         }
@@ -84,11 +76,10 @@ mod tests {
     #[test]
     fn what_is_missing_superfluous_or_unknown_is_named() {
         let message = |arguments: &[&str]| read(arguments.iter().map(OsString::from)).unwrap_err().to_string();
-        assert!(message(&["/d", "auto", "warn"]).contains("threads, which is missing"));
-        assert!(message(&["/d", "auto", "warn", "0", "more"]).contains("\"more\""));
-        assert!(message(&["/d", "sometimes", "warn", "0"]).contains("\"sometimes\""));
-        assert!(message(&["/d", "auto", "loud", "0"]).contains("\"loud\""));
-        assert!(message(&["/d", "auto", "warn", "65"]).contains("\"65\""));
+        assert!(message(&["/d", "auto"]).contains("log level, which is missing"));
+        assert!(message(&["/d", "auto", "warn", "more"]).contains("\"more\""));
+        assert!(message(&["/d", "sometimes", "warn"]).contains("\"sometimes\""));
+        assert!(message(&["/d", "auto", "loud"]).contains("\"loud\""));
     }
 
     #[test]

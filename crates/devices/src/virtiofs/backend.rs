@@ -1,31 +1,34 @@
 //! What the server answers its VMM. A guest may have taken that over, so it is offered, and has, only what serving needs.
 //!
-//! `virtiofsd` can also move its state to another host, note which pages it has written, and send requests of its own. No machine of
-//! ours is moved. Moving means to read a stream of the VMM's to its end into memory, and to believe the counts in it. A VMM may ask for
-//! what it was not offered; here it is refused. Only the notes are not: the library has mapped the file for them before it asks us. It is a
-//! file of the VMM's, with nothing of ours in it.
+//! vhost-user can also move a server's state to another host, note which pages it has written, and let it send requests of its own. No machine
+//! of ours is moved. A VMM may ask for what it was not offered; what is not here is refused, or does nothing. Only the notes are not: the
+//! library has mapped the file for them before it asks us. It is a file of the VMM's, with nothing of ours in it.
 
 use std::io;
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackend, VringMutex, bitmap::BitmapMmapRegion};
-use virtiofsd::vhost_user::{VhostUserFsBackend, VhostUserFsBackendBuilder};
 use vm_memory::{Address, GuestAddressSpace, GuestMemory, GuestMemoryRegion};
 use vmm_sys_util::{
     epoll::EventSet,
-    event::{EventConsumer, EventNotifier},
+    event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier},
 };
 
-use super::{Memory, filesystem::ThriftyFs};
-use crate::Error;
+use super::{Memory, requests::Requests};
 
-/// `virtiofsd`'s back end, with less to it. What is not here is refused, or does nothing.
-pub(super) struct Backend(VhostUserFsBackend<ThriftyFs>);
+/// One for urgent requests and one for the others (virtio 1.3, 5.11.2).
+const QUEUES: usize = 2;
+/// Entries of a queue, at most (virtio 1.3, 2.7).
+const QUEUE_SIZE: usize = 32768;
+/// `VIRTIO_F_VERSION_1`, `VIRTIO_F_INDIRECT_DESC` and `VIRTIO_F_EVENT_IDX` (virtio 1.3, 6).
+const FEATURES: u64 = 1 << 32 | 1 << 28 | 1 << 29;
+
+/// The back end of the vhost-user protocol.
+pub(super) struct Backend(Requests);
 
 impl Backend {
-    pub(super) fn new(filesystem: ThriftyFs, threads: u8) -> Result<Self, Error> {
-        let built = VhostUserFsBackendBuilder::default().set_thread_pool_size(threads.into()).build(filesystem);
-        built.map(Self).map_err(|error| Error::Serve { reason: error.to_string() })
+    pub(super) fn new(requests: Requests) -> Self {
+        Self(requests)
     }
 }
 
@@ -34,44 +37,44 @@ impl VhostUserBackend for Backend {
     type Vring = VringMutex<Memory>;
 
     fn num_queues(&self) -> usize {
-        self.0.num_queues()
+        QUEUES
     }
 
     fn max_queue_size(&self) -> usize {
-        self.0.max_queue_size()
+        QUEUE_SIZE
     }
 
     fn features(&self) -> u64 {
-        self.0.features() & !VhostUserVirtioFeatures::LOG_ALL.bits()
+        FEATURES | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        self.0.protocol_features()
-            & (VhostUserProtocolFeatures::MQ
-                | VhostUserProtocolFeatures::REPLY_ACK
-                | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
-                | VhostUserProtocolFeatures::RESET_DEVICE)
+        VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::RESET_DEVICE
     }
 
     fn reset_device(&self) {
-        self.0.reset_device();
+        self.0.reset();
     }
 
     fn set_event_idx(&self, enabled: bool) {
-        self.0.set_event_idx(enabled);
+        self.0.set_event_index(enabled);
     }
 
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
-        memory.memory().iter().try_for_each(is_backed)?;
-        self.0.update_memory(memory)
+        memory.memory().iter().try_for_each(is_backed)
     }
 
-    fn exit_event(&self, thread: usize) -> Option<(EventConsumer, EventNotifier)> {
-        self.0.exit_event(thread)
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        new_event_consumer_and_notifier(EventFlag::NONBLOCK).ok()
     }
 
-    fn handle_event(&self, event: u16, set: EventSet, vrings: &[Self::Vring], thread: usize) -> io::Result<()> {
-        self.0.handle_event(event, set, vrings, thread)
+    fn handle_event(&self, queue: u16, _set: EventSet, vrings: &[Self::Vring], _thread: usize) -> io::Result<()> {
+        let served = vrings.get(usize::from(queue)).map_or(Ok(()), |vring| self.0.serve(vring));
+        // Returned, it would end this thread, and the guest would wait for ever.
+        served.or_else(|error| super::end(&error.to_string()))
     }
 }
 

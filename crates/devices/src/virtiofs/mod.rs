@@ -25,10 +25,12 @@ mod filesystem;
 mod idle;
 mod jail;
 mod messages;
+mod requests;
 mod role;
 mod server;
 
 pub use filesystem::ThriftyFs;
+pub use requests::answer;
 pub use role::{Bare, Confined, confine, role_main};
 pub use server::{Server, spawn};
 
@@ -130,25 +132,20 @@ pub struct Config {
     pub cache: Cache,
     /// What to log.
     pub log_level: LogLevel,
-    /// Threads that work on requests; 0 has the thread that receives them do the work, which is quickest and smallest,
-    /// but a slow file system then delays the files of faster ones. At most 64.
-    pub thread_pool_size: u8,
 }
 
 impl Config {
     /// The defaults for `shared_dir`.
     pub fn new(shared_dir: impl Into<PathBuf>) -> Self {
-        Self {
-            shared_dir: shared_dir.into(),
-            cache: Cache::default(),
-            log_level: LogLevel::default(),
-            thread_pool_size: 0,
-        }
+        Self { shared_dir: shared_dir.into(), cache: Cache::default(), log_level: LogLevel::default() }
     }
 }
 
 /// Descriptor numbers that the server is started with, beside 0 (nothing to read), 1 and 2 (its messages).
 const LISTENER: i32 = 3;
 
-/// Most threads that a [`Config`] may ask for.
-const MOST_THREADS: u8 = 64;
+/// Ends the server, with a reason.
+fn end(reason: &str) -> ! {
+    messages::say(&format!("error: {reason}"));
+    crate::sys::exit_now(1)
+}

@@ -19,6 +19,7 @@ use super::{
     idle::Activity,
     jail,
     messages::{log_to_stderr, say},
+    requests::Requests,
 };
 use crate::{Error, sys};
 
@@ -75,7 +76,7 @@ fn serve(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Error> {
     let memory: Memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let activity = Arc::new(Activity::default());
     activity.watch(memory.clone()).map_err(Error::step("start the thread that gives memory back"))?;
-    connect(root_directory(&config, own_descriptors, files, activity)?, memory, &config, listener)
+    connect(root_directory(&config, own_descriptors, files, activity)?, memory, listener)
 }
 
 /// The root directory as a file system.
@@ -130,7 +131,7 @@ impl Bare {
     /// # Errors
     /// As for [`Self::file_system`]; [`Error::Serve`] says why it ended.
     pub fn serve(&self, files: u64, listener: UnixListener, memory: Memory) -> Result<(), Error> {
-        connect(self.file_system(files)?, memory, &self.config, listener)
+        connect(self.file_system(files)?, memory, listener)
     }
 }
 
@@ -161,9 +162,9 @@ fn passthrough_config(config: &Config, own_descriptors: OwnedFd, files: u64) -> 
 }
 
 /// Serves the first connection until it is closed.
-fn connect(filesystem: ThriftyFs, memory: Memory, config: &Config, listener: UnixListener) -> Result<(), Error> {
+fn connect(filesystem: ThriftyFs, memory: Memory, listener: UnixListener) -> Result<(), Error> {
     let reason = |reason: String| Error::Serve { reason };
-    let backend = Backend::new(filesystem, config.thread_pool_size)?;
+    let backend = Backend::new(Requests::new(filesystem, memory.clone()));
     let mut daemon = VhostUserDaemon::new("vhost-user".into(), Arc::new(backend), memory)
         .map_err(|error| reason(error.to_string()))?;
     let mut listener = Listener::from(listener);

@@ -36,6 +36,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 pub const VERSION_1: u64 = 1 << 32;
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
+/// Both ends say at which request they want to be woken.
+pub const EVENT_INDEX: u64 = 1 << 29;
 
 /// The number of a FUSE request (`linux/fuse.h`).
 pub mod op {
@@ -57,6 +59,7 @@ pub mod op {
     pub const INIT: u32 = 26;
     pub const READDIR: u32 = 28;
     pub const CREATE: u32 = 35;
+    pub const READDIRPLUS: u32 = 44;
 }
 
 pub const ROOT: u64 = 1;
@@ -107,10 +110,15 @@ impl Guest {
 
     /// Goes through the vhost-user handshake.
     pub fn connect(socket: OwnedFd) -> Self {
+        Self::connect_with(socket, VERSION_1 | PROTOCOL_FEATURES)
+    }
+
+    /// The same with these features, as far as they are offered.
+    pub fn connect_with(socket: OwnedFd, wanted: u64) -> Self {
         let mut frontend = Frontend::from_stream(UnixStream::from(socket), QUEUES);
         frontend.set_owner().unwrap();
         let features = frontend.get_features().unwrap();
-        frontend.set_features(features & (VERSION_1 | PROTOCOL_FEATURES)).unwrap();
+        frontend.set_features(features & wanted).unwrap();
         let protocol = frontend.get_protocol_features().unwrap();
         frontend.set_protocol_features(protocol & VhostUserProtocolFeatures::MQ).unwrap();
 

@@ -11,7 +11,10 @@ use rustix::process::{Pid, Resource, Rlimit};
 
 use super::{
     Stage,
-    guest::{Errno, Guest, INDIRECT, MEMORY, NEXT, QUEUE_SIZE, REPLY, REQUEST, ROOT, WRITE, name_bytes, op},
+    guest::{
+        EVENT_INDEX, Errno, Guest, INDIRECT, MEMORY, NEXT, PROTOCOL_FEATURES, QUEUE_SIZE, REPLY, REQUEST, ROOT,
+        VERSION_1, WRITE, name_bytes, op,
+    },
 };
 
 /// What no guest may ever see.
@@ -198,6 +201,38 @@ pub fn rings() {
     }
     rests("an index that is far ahead", |guest| guest.advance(QUEUE_SIZE + 5));
     rests("an index that runs backwards", |guest| guest.advance(u16::MAX - 3));
+    // The queue's own question whether there is more, which such an index answers with yes for ever.
+    let mut stage = Stage::new();
+    let mut guest = Guest::connect_with(stage.socket.take().unwrap(), VERSION_1 | PROTOCOL_FEATURES | EVENT_INDEX);
+    assert_ne!(guest.features & EVENT_INDEX, 0);
+    guest.advance(QUEUE_SIZE + 5);
+    assert_eq!(stage.ended().code(), Some(1));
+    says(&mut stage, "a queue of the guest makes no sense");
+}
+
+/// Requests whose answer has nowhere to go, or not enough room.
+pub fn answers_without_room() {
+    for request in [op::READ, op::READDIR, op::READDIRPLUS, op::LOOKUP, op::INIT] {
+        for room in [None, Some(0), Some(1), Some(15)] {
+            let mut stage = Stage::new();
+            let mut guest = stage.guest();
+            guest.put(&words(&[80, request, 77, 0, ROOT as u32, 0, 0, 0, 1, 0]), REQUEST);
+            guest.put(&[0; 40], REQUEST + 40);
+            match room {
+                None => guest.chain(&[(REQUEST, 80, 0, 0)], 0),
+                Some(room) => guest.chain(&[(REQUEST, 80, NEXT, 1), (REPLY, room, WRITE, 0)], 0),
+            }
+            assert_eq!(stage.ended().code(), Some(1), "{request} {room:?}: {:?}", stage.server.stderr_tail());
+            says(&mut stage, &format!("request {request} has room for {} bytes of answer", room.unwrap_or(0)));
+        }
+    }
+}
+
+/// The last thing that the server said.
+#[track_caller]
+fn says(stage: &mut Stage, words: &str) {
+    let said = stage.server.stderr_tail();
+    assert!(said.last().is_some_and(|line| line.contains(words)), "{said:?}");
 }
 
 /// Does something to a server's ring, and waits until it has ended, or waits for the next request with all threads asleep, and has taken

@@ -61,7 +61,6 @@ const TESTS: &[Test] = &[
     ("extended_attributes_pass", extended_attributes),
     ("an_unchanged_file_keeps_its_pages_and_a_changed_one_does_not", keeps_pages),
     ("other_cache_modes_decide_for_themselves", other_cache_modes),
-    ("worker_threads_serve_too", worker_threads),
     ("a_resting_guests_memory_is_given_back_and_nothing_is_lost", memory_is_given_back),
     ("the_jail_holds", the_jail_holds),
     ("who_breaks_the_server_can_do_nothing_that_the_control_can", inside::who_breaks_it_can_do_nothing),
@@ -75,6 +74,7 @@ const TESTS: &[Test] = &[
     ("requests_out_of_order_and_about_nothing_are_refused", hostile::out_of_order),
     ("as_many_files_as_the_guest_likes_are_not_as_many_as_the_host_has", hostile::descriptor_bomb),
     ("rings_that_lead_nowhere_end_the_server_or_nothing", hostile::rings),
+    ("answers_without_room_end_the_server_with_a_reason", hostile::answers_without_room),
 ];
 
 fn main() -> ExitCode {
@@ -344,14 +344,6 @@ fn other_cache_modes() {
             assert_eq!(guest.open(file, libc::O_RDONLY).unwrap().1, expected | NO_FLUSH, "{cache:?}");
         }
     }
-}
-
-fn worker_threads() {
-    let mut stage = Stage::with(|config| config.thread_pool_size = 2);
-    let mut guest = stage.guest();
-    assert_eq!(guest.read_file("c1/rw/file").unwrap(), "hello");
-    let node = guest.walk("c1/ro").unwrap().node;
-    assert_eq!(guest.create(node, "new", 0o600).unwrap_err(), EROFS);
 }
 
 fn memory_is_given_back() {
