@@ -19,8 +19,8 @@ use crate::{Result, port::Port, qmp::Qmp, qmp::quoted, say};
 const QEMU: &str = "qemu-system-x86_64";
 const VCPUS: u32 = 2;
 const MEMORY_MIB: u32 = 4096;
-/// The machine's own kernel needs no protection against its own users.
-const COMMAND_LINE: &str = "root=/dev/vda rw console=ttyS0 quiet mitigations=off nokaslr nowatchdog";
+/// The machine's own kernel needs no protection against its own users. If it panics, the machine ends.
+const COMMAND_LINE: &str = "root=/dev/vda rw console=ttyS0 quiet mitigations=off nokaslr nowatchdog panic=-1";
 /// A boot takes two minutes on a machine that does nothing else.
 const BOOT: Duration = Duration::from_secs(1200);
 /// Longest a small command may be silent.
@@ -60,7 +60,7 @@ impl System {
         let version = Command::new(QEMU).arg("--version").output().await;
         let version = version.map_err(|e| format!("start {QEMU}: {e}; run `scripts/setup.sh run`"))?;
         let version = String::from_utf8_lossy(&version.stdout).lines().next().unwrap_or_default().to_owned();
-        Ok(format!("2 {version} {VCPUS} {MEMORY_MIB} {COMMAND_LINE}\n"))
+        Ok(format!("3 {version} {VCPUS} {MEMORY_MIB} {COMMAND_LINE}\n"))
     }
 
     async fn boot_once(&self) -> Result<()> {
@@ -132,7 +132,7 @@ impl System {
             "-name",
             "lab",
         ]);
-        command.args(["-M", "q35", "-accel", "tcg,tb-size=1024", "-cpu", "EPYC,+svm"]);
+        command.args(["-M", "q35", "-accel", "tcg,tb-size=1024", "-cpu", "EPYC,+svm", "-no-reboot"]);
         command.arg("-smp").arg(VCPUS.to_string()).arg("-m").arg(MEMORY_MIB.to_string());
         command.arg("-kernel").arg(self.directory.join("vmlinuz")).arg("-initrd").arg(self.directory.join("initrd"));
         command.args(["-append", COMMAND_LINE]);

@@ -148,8 +148,13 @@ async fn exec(payload: Option<&Path>, flavour: &str, command: &str) -> Result<Ex
         // QEMU has it open.
         let _ = fs::remove_file(&image);
     }
-    let status = machine.port.run(command, SILENCE, &mut show).await?;
+    let status = machine.port.run(command, SILENCE, &mut show).await.map_err(with_console(work.path()))?;
     Ok(ExitCode::from(u8::try_from(status).unwrap_or(1)))
+}
+
+/// Adds to a problem the last lines of the machine's console, which goes with the directory.
+fn with_console(logs: &Path) -> impl FnOnce(String) -> String {
+    move |problem| format!("{problem}\n{}", machine::tail(&logs.join("console.log")))
 }
 
 async fn bench(arguments: &[String]) -> Result<ExitCode> {
@@ -158,7 +163,7 @@ async fn bench(arguments: &[String]) -> Result<ExitCode> {
     let logs = tempfile::tempdir().map_err(|e| format!("make a directory: {e}"))?;
     let mut machine = equipped(&system, &places, Flavour::Vhost, Programs::Bench, logs.path()).await?;
     let line = format!("{PLACE} tests/kata-bench{}", words(arguments));
-    let status = machine.port.run(&line, SILENCE, &mut show).await?;
+    let status = machine.port.run(&line, SILENCE, &mut show).await.map_err(with_console(logs.path()))?;
     Ok(ExitCode::from(u8::try_from(status).unwrap_or(1)))
 }
 
@@ -224,7 +229,20 @@ const WATCH: &str = "cd /sys/kernel/tracing && echo 512 >buffer_size_kb && mkdir
 /// Tells of what [`WATCH`] has kept.
 const WATCHED: &str = "cd /sys/kernel/tracing && cat instances/faults/trace snapshot";
 
-/// Runs suites on a machine.
+/// A machine with suites, which keeps what happens to guests.
+async fn watched(
+    system: &System,
+    places: &Places,
+    flavour: Flavour,
+    suites: &[&Suite],
+    logs: &Path,
+) -> Result<Machine> {
+    let mut machine = equipped(system, places, flavour, Programs::Suites(suites), logs).await?;
+    machine.port.ok(WATCH, machine::SHORT).await?;
+    Ok(machine)
+}
+
+/// Runs suites on a machine; if that ends, the others on another one.
 async fn run_on(
     system: &System,
     places: &Places,
@@ -233,12 +251,11 @@ async fn run_on(
     tests: &[String],
     logs: &Path,
 ) -> Result<Tally> {
-    let mut machine = equipped(system, places, flavour, Programs::Suites(suites), logs).await?;
+    let mut machine = watched(system, places, flavour, suites, logs).await?;
     let log = logs.join("tests.log");
     let mut log = fs::File::create(&log).map_err(|e| format!("create {}: {e}", log.display()))?;
-    machine.port.ok(WATCH, machine::SHORT).await?;
     let mut all = Tally::default();
-    for suite in suites {
+    for (at, suite) in suites.iter().enumerate() {
         say(&format!("{}: {} ({})", flavour.name(), suite.name, suite.package));
         let mut reader = Reader::default();
         let mut sink = |bytes: &[u8]| {
@@ -246,9 +263,17 @@ async fn run_on(
             let _ = log.write_all(bytes);
             reader.feed(bytes);
         };
-        let status = machine.port.run(&line(suite, tests), SILENCE, &mut sink).await?;
-        let tally = reader.end(status);
-        if tally.failed != 0 {
+        let status = machine.port.run(&line(suite, tests), SILENCE, &mut sink).await;
+        let tally = reader.end(*status.as_ref().unwrap_or(&1));
+        if let Err(problem) = status {
+            // What is lost is this suite, not those after it.
+            let console = logs.join(format!("{}.console.log", suite.program()));
+            fs::rename(logs.join("console.log"), &console).map_err(|e| format!("name {}: {e}", console.display()))?;
+            eprintln!("{}: {}: {problem}\n{}", flavour.name(), suite.name, machine::tail(&console));
+            if at + 1 < suites.len() {
+                machine = watched(system, places, flavour, &suites[at + 1..], logs).await?;
+            }
+        } else if tally.failed != 0 {
             let name = logs.join(format!("{}.kvm.log", suite.program()));
             let mut kept = fs::File::create(&name).map_err(|e| format!("create {}: {e}", name.display()))?;
             machine.port.run(WATCHED, machine::SHORT, &mut |bytes| drop(kept.write_all(bytes))).await?;

@@ -81,7 +81,7 @@ impl Port {
             let count = match read {
                 Err(_) => return Err(format!("nothing comes from the machine for {} s", silence.as_secs())),
                 Ok(Err(e)) => return Err(format!("read from the machine: {e}")),
-                Ok(Ok(0)) => return Err("the machine has ended; its console is in the log".into()),
+                Ok(Ok(0)) => return Err("the machine has ended; its console said why".into()),
                 Ok(Ok(count)) => count,
             };
             let mut status = None;
