@@ -21,7 +21,7 @@ allnoconfig:
 vmlinux:
 	@echo "  CC      init/main.o"
 	@if grep -q CONFIG_FAIL=y $(O)/.config; then echo "init/main.c:1:2: error: broken" >&2; exit 1; fi
-	@if grep -q CONFIG_HANG=y $(O)/.config; then echo $$$$ >$(O)/../../../told; cat $(O)/../../../go >/dev/null; fi
+	@if grep -q CONFIG_HANG=y $(O)/.config; then echo $$$$ >$(O)/../../../told; exec cat $(O)/../../../go >/dev/null; fi
 	@cp kernel.elf $(O)/vmlinux
 	@echo "$(KBUILD_BUILD_USER) $(KBUILD_BUILD_TIMESTAMP) $(MAKEFLAGS)" >$(O)/System.map
 	@echo built >>$(O)/../../../built
