@@ -14,8 +14,9 @@ fn is_left(process: &serde_json::Value) -> bool {
 }
 
 #[test]
-fn two_hundred_cycles_leave_everything_as_it_was() {
-    let cycles = std::env::var("KATA_CYCLES").map_or(200, |n| n.parse().unwrap());
+fn cycles_leave_everything_as_it_was() {
+    // What one cycle leaves is seen after two; what grows slowly is `make cycles`'s to find.
+    let cycles = std::env::var("KATA_CYCLES").map_or(40, |n| n.parse().unwrap());
     let runtime = Runtime::kata();
     // The machine may run other sandboxes meanwhile: these are told by their names and their state directory.
     let name = format!("cycle-{}", std::process::id());
