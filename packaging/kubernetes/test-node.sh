@@ -264,7 +264,9 @@ daemonset() {
     snapshot >"$work/before"
     for state in there going ""; do
         printf '%s' "$state" >"$work/api/daemonset"
-        "$here/kata-deploy.sh" run >"$work/output" 2>&1 &
+        # Not by the process that is begun: until it has, the last one's words are there.
+        : >"$work/output"
+        "$here/kata-deploy.sh" run >>"$work/output" 2>&1 &
         pid=$!
         until grep -q 'waiting until the DaemonSet is removed' "$work/output"; do
             # Its own deadlines end it.
