@@ -68,11 +68,16 @@ impl VhostUserBackend for Backend {
     }
 
     fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
-        new_event_consumer_and_notifier(EventFlag::NONBLOCK).ok()
+        // Without one the thread could not be ended, and whoever waits for its end would do so for ever.
+        let made = new_event_consumer_and_notifier(EventFlag::NONBLOCK);
+        Some(made.unwrap_or_else(|error| super::end(&format!("cannot make the event that ends a thread: {error}"))))
     }
 
-    fn handle_event(&self, queue: u16, _set: EventSet, vrings: &[Self::Vring], _thread: usize) -> io::Result<()> {
-        let served = vrings.get(usize::from(queue)).map_or(Ok(()), |vring| self.0.serve(vring));
+    fn handle_event(&self, queue: u16, set: EventSet, vrings: &[Self::Vring], _thread: usize) -> io::Result<()> {
+        let served = match vrings.get(usize::from(queue)) {
+            Some(vring) if set == EventSet::IN => self.0.serve(vring),
+            _ => Err(io::Error::other(format!("an event of queue {queue} is no kick: {set:?}"))),
+        };
         // Returned, it would end this thread, and the guest would wait for ever.
         served.or_else(|error| super::end(&error.to_string()))
     }

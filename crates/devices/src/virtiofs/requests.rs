@@ -67,7 +67,7 @@ impl Requests {
             }
             loop {
                 let memory = self.memory.memory();
-                let next = queue.get_queue_mut().iter(memory.clone()).map_err(senseless)?.next();
+                let next = queue.get_queue_mut().iter(&*memory).map_err(senseless)?.next();
                 let Some(chain) = next else { break };
                 let head = chain.head_index();
                 let written = u32::try_from(answer(&self.server, &memory, chain)?).map_err(io::Error::other)?;
