@@ -31,30 +31,31 @@ programs=$own/$(rustc -vV | sed -n 's/^host: //p')/release
 # figure LOG NAME: one of libFuzzer's own figures of a run.
 figure() { sed -n "s/^stat::$2: *//p" "$1" | tail -n 1; }
 
-# add TARGET SECONDS EXECUTIONS FINDINGS: adds these figures to the target's row, in the order that the targets have.
+# add TARGET SECONDS PROCESSOR EXECUTIONS FINDINGS: adds these figures to the target's row, in the order that the targets have.
 add() {
-    TABLE=$table awk -v target="$1" -v seconds="$2" -v executions="$3" -v findings="$4" '
+    TABLE=$table awk -v target="$1" -v new="$2 $3 $4 $5" '
         function add_to(name, figures) {
-            for (at = 1; at <= 3; at++) sum[name, at] += figures[at]
+            for (at = 1; at <= 4; at++) sum[name, at] += figures[at]
             has[name] = 1
         }
         /^<!-- end -->$/ {
-            figures[1] = seconds; figures[2] = executions; figures[3] = findings
+            split(new, figures, " ")
             add_to(target, figures)
-            print "| target | reads | seconds, all runs | executions, all runs | findings |"
-            print "| --- | --- | --- | --- | --- |"
+            print "| target | reads | seconds | of them on a processor | executions | findings |"
+            print "| --- | --- | --- | --- | --- | --- |"
             count = split(ENVIRON["TABLE"], lines, "\n")
             for (line = 1; line <= count; line++) {
                 split(lines[line], known, "\t")
                 if (known[1] in has)
-                    printf "| `%s` | %s | %.0f | %.0f | %.0f |\n", known[1], known[2], sum[known[1], 1], sum[known[1], 2], sum[known[1], 3]
+                    printf "| `%s` | %s | %.0f | %.0f | %.0f | %.0f |\n", known[1], known[2],
+                        sum[known[1], 1], sum[known[1], 2], sum[known[1], 3], sum[known[1], 4]
             }
             inside = 0
         }
         inside && /^\| `/ {
             split($0, cells, / *\| */)
             gsub(/`/, "", cells[2])
-            for (at = 1; at <= 3; at++) figures[at] = cells[at + 3]
+            for (at = 1; at <= 4; at++) figures[at] = cells[at + 3]
             add_to(cells[2], figures)
         }
         !inside
@@ -82,8 +83,15 @@ begin() {
     say "$target: $seconds s"
     begun[$target]=$(date +%s)
     # A target that is stuck in a system call does not see its own deadline.
-    nice -n 19 timeout --kill-after 10 $((seconds + 300)) "$programs/$target" "${options[@]}" "$learned" "fuzz/corpus/$target" \
-        >"$own/logs/$target.log" 2>&1 &
+    (
+        status=0
+        nice -n 19 timeout --kill-after 10 $((seconds + 300)) "$programs/$target" "${options[@]}" "$learned" "fuzz/corpus/$target" \
+            >"$own/logs/$target.log" 2>&1 &
+        trap 'kill $!; wait $!' TERM
+        wait $! || status=$?
+        times >"$own/logs/$target.times"
+        exit "$status"
+    ) &
     running[$!]=$target
 }
 
@@ -95,6 +103,9 @@ finish() {
     log=$own/logs/$target.log
     unset "running[$process]"
     took=$(($(date +%s) - begun[$target]))
+    # The second line is of the processes that were waited for: user's and system's, as 1m2.345s.
+    used=$(awk 'NR == 2 { for (at = 1; at <= 2; at++) { split($at, part, /[ms]/); sum += part[1] * 60 + part[2] } printf "%.0f", sum }' \
+        "$own/logs/$target.times")
     if [ "$status" != 0 ]; then
         findings=1
         tail -n 25 "$log" >&2
@@ -103,10 +114,10 @@ finish() {
     executions=$(figure "$log" number_of_executed_units)
     if [ -z "$executions" ]; then executions=$(sed -n 's/^#\([0-9]*\)\t.*/\1/p' "$log" | tail -n 1); fi
     executions=${executions:-0}
-    echo "$target: $executions executions in $took s, $findings findings"
+    echo "$target: $executions executions in $took s ($used of a processor), $findings findings"
     if [ "$findings" = 0 ]; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
-    rows[$target]="| \`$target\` | $took | $executions | $findings |"
-    add "$target" "$took" "$executions" "$findings"
+    rows[$target]="| \`$target\` | $took | $used | $executions | $findings |"
+    add "$target" "$took" "$used" "$executions" "$findings"
 }
 
 for target in "${targets[@]}"; do
@@ -115,7 +126,7 @@ for target in "${targets[@]}"; do
 done
 while [ ${#running[@]} != 0 ]; do finish; done
 
-printf '\n%s\n%s\n' '| target | seconds | executions | findings |' '| --- | --- | --- | --- |'
+printf '\n%s\n%s\n' '| target | seconds | of them on a processor | executions | findings |' '| --- | --- | --- | --- | --- |'
 for target in "${targets[@]}"; do echo "${rows[$target]}"; done
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]

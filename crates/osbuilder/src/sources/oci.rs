@@ -88,7 +88,14 @@ fn plain<'a>(path: &Path, file: &'a mut File) -> Result<Box<dyn Read + 'a>, Erro
         None => Box::new(reader),
         Some(Compression::Gzip) => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
         Some(Compression::Zstd) => Box::new(zstd::Decoder::with_buffer(reader).map_err(failed)?),
-        Some(Compression::Xz) => Box::new(lzma_rust2::XzReader::new(reader, true)),
+        // Image specification 1.1 has no layers of it, and whoever packs it chooses what unpacking takes, up to 4 GiB of memory.
+        Some(Compression::Xz) => {
+            let remedy = "`unxz` an archive, or have `skopeo copy --dest-compress --dest-compress-format gzip` pack its layers anew";
+            return Err(Error::unusable(
+                path,
+                format!("it is compressed with xz, where gzip and zstd can be read; {remedy}"),
+            ));
+        }
     })
 }
 

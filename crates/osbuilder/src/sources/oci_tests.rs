@@ -3,7 +3,10 @@
 use tar::EntryType::{Regular, Symlink};
 
 use super::*;
-use crate::{compression::tests::gzip, tree::archive::tests::archive};
+use crate::{
+    compression::tests::{XZ, gzip},
+    tree::archive::tests::archive,
+};
 
 struct Image {
     directory: TempDir,
@@ -85,6 +88,19 @@ fn what_is_wrong_with_an_archive_names_the_archive() {
         let error = root(file.path(), Some(Architecture::X86_64)).unwrap_err().to_string();
         assert!(error.starts_with(&format!("cannot read {}/{missing}", file.path().display())), "{error}");
     }
+}
+
+#[test]
+fn layers_and_archives_in_xz_are_refused() {
+    let error = Image::new("amd64", &[XZ.to_vec()]).root().unwrap_err();
+    assert!(
+        error.contains("/blobs/sha256/") && error.contains("it is compressed with xz, where gzip and zstd"),
+        "{error}"
+    );
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), XZ).unwrap();
+    let error = root(file.path(), Some(Architecture::X86_64)).unwrap_err().to_string();
+    assert!(error.contains("it is compressed with xz"), "{error}");
 }
 
 #[test]
