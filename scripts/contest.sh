@@ -2,13 +2,13 @@
 # Runs containerd's own tests of a runtime through our staged shim and through runc's, after building them from Debian's source package
 # into CACHE/contest/VERSION. Go and the libraries that the source wants are unpacked beside it, not installed. apt checks every file
 # against the archive's signed lists. Building is quick when nothing is missing; can be interrupted and repeated.
-# Usage: contest.sh [build | run [client|cri [TEST...]] | resume [client|cri]]: builds and runs both unless told otherwise; with names, only
-# those tests; resume leaves out what ended well before. What each came to is kept in target/tmp/contest.
+# Usage: contest.sh [build [client|cri] | run [client|cri [TEST...]] | resume [client|cri]]: builds and runs both unless told otherwise; with
+# names, only those tests; resume leaves out what ended well before. What each came to is kept in target/tmp/contest.
 . "$(dirname "$0")/lib.sh"
 
 action=${1:-}
 [[ $action =~ ^(|build|run|resume)$ && ${2:-} =~ ^(|client|cri)$ && ($# -le 2 || $action = run) ]] ||
-    fail "usage: contest.sh [build | run [client|cri [TEST...]] | resume [client|cri]]"
+    fail "usage: contest.sh [build [client|cri] | run [client|cri [TEST...]] | resume [client|cri]]"
 run() {
     [ "$action" != build ] || exit 0
     [ "$(id -u)" = 0 ] || fail "containerd's tests need root; run this as root"
@@ -28,9 +28,13 @@ work=$cache/contest/$wanted.new
 package=github.com/containerd/containerd
 # The tests are told to ask a registry on the machine itself: -image-list, which is meant for that, is read too late by the client's.
 registry=localhost:5000
-recipe="1 $suite $wanted $registry"
+recipe="2 $suite $wanted $registry"
 
-[ "$(cat "$output/.recipe" 2>/dev/null)" != "$recipe" ] || run
+missing=()
+for tests in client cri; do
+    [[ ${2:-$tests} != "$tests" || "$(cat "$output/$tests.recipe" 2>/dev/null)" = "$recipe" ]] || missing+=("$tests")
+done
+[ "${#missing[@]}" != 0 ] || run
 mkdir -p "$(dirname "$work")"
 own_apt contest "$(debian_architecture "$(uname -m)")" "$suite"
 own_sources contest
@@ -55,19 +59,19 @@ source_package containerd "$work" "$source"
 # shellcheck disable=SC2016 # \1 is sed's
 sed -i -E "s#\"(ghcr\.io|registry\.k8s\.io)/#\"$registry/#" "$source/integration/images/image_list.go" "$source/integration/client/container_linux_test.go"
 
-say "contest: building the tests"
+say "contest: building the tests: ${missing[*]}"
 export GOROOT GOPATH GOCACHE GO111MODULE=off GOTOOLCHAIN=local GOPROXY=off CGO_ENABLED=0 GOFLAGS=-p=2
 GOROOT=$(echo "$work"/root/usr/lib/go-1.*)
 GOPATH=$work/go:$work/root/usr/share/gocode
 GOCACHE=$work/cache
 cd "$source"
-mkdir "$work/output"
-for tests in client=./integration/client cri=./integration; do
-    quietly "$GOROOT/bin/go" test -c -trimpath -ldflags=-s -o "$work/output/${tests%%=*}.test" "${tests#*=}"
+declare -A directories=([client]=./integration/client [cri]=./integration)
+mkdir -p "$output"
+printf '%s\n' "$version" >"$output/version"
+for tests in "${missing[@]}"; do
+    quietly "$GOROOT/bin/go" test -c -vet=off -trimpath -ldflags=-s -o "$work/$tests.test" "${directories[$tests]}"
+    mv "$work/$tests.test" "$output/$tests.test"
+    printf '%s\n' "$recipe" >"$output/$tests.recipe"
 done
-printf '%s\n' "$version" >"$work/output/version"
-printf '%s\n' "$recipe" >"$work/output/.recipe"
-rm -rf "$output"
-mv "$work/output" "$output"
 rm -rf "$work"
 run

@@ -40,7 +40,7 @@ engines() {
 # containerd's own tests of a runtime, those of its client: `make contest` runs the CRI's, too, and the control with runc.
 contest() {
     [ -z "${triple:-}" ] || local -x "CARGO_TARGET_${triple}_RUNNER=sudo -E"
-    "$top/scripts/contest.sh" build &&
+    "$top/scripts/contest.sh" build client &&
         KATA_ENGINES=kata cargo test -p engines --test contest -- --exact client 2>&1 | tee -a "$log" || status=1
 }
 
@@ -71,8 +71,8 @@ else
     contest
 fi
 if [ $# = 0 ] && [ -z "${KATA_CONF_FILE:-}" ]; then
-    # What the host does alone (deaths, refusals, hooks, streams) is the same whatever runs in the guest.
-    in_each_guest agent lifecycle network run shares
+    # What the host and the agent do alone (deaths, refusals, hooks, streams, the container's life) is the same whatever runs in the guest.
+    in_each_guest agent network run shares
     for image in kata-containers.img kata-containers-initrd.img; do
         say "self-check of the Debian image $image"
         tested "check $image" as_root "$stage/bin/kata-osbuilder" check "$stage/images/variants/$image"

@@ -34,8 +34,7 @@ const CLIENT: Suite = Suite {
     name: "client",
     command: |_, handler| {
         let environment = format!("TEST_RUNTIME={}", handler.runtime());
-        let program = programs().join("client.test").display().to_string();
-        vec![environment, program, "-test.root".into(), "-no-criu".into()]
+        vec![environment, program("client"), "-test.root".into(), "-no-criu".into()]
     },
 };
 
@@ -44,19 +43,24 @@ const CRI: Suite = Suite {
     name: "cri",
     command: |host, handler| {
         cri::start(host);
-        let program = programs().join("cri.test").display().to_string();
         vec![
-            program,
+            program("cri"),
             "-cri-root=/var/lib/containerd/io.containerd.grpc.v1.cri".into(),
             format!("-runtime-handler={}", handler.name()),
         ]
     },
 };
 
+/// Where the programs are.
 fn programs() -> PathBuf {
-    let programs = e2e::cache().join("contest/1.7");
-    assert!(programs.join("client.test").exists(), "there is no {}; run scripts/contest.sh", programs.display());
-    programs
+    e2e::cache().join("contest/1.7")
+}
+
+/// Path of a suite's program.
+fn program(suite: &str) -> String {
+    let path = programs().join(format!("{suite}.test"));
+    assert!(path.exists(), "there is no {}; run `scripts/contest.sh build {suite}`", path.display());
+    path.display().to_string()
 }
 
 #[test]
