@@ -71,8 +71,10 @@ else
     contest
 fi
 if [ $# = 0 ] && [ -z "${KATA_CONF_FILE:-}" ]; then
-    # What the host and the agent do alone (deaths, refusals, hooks, streams, the container's life) is the same whatever runs in the guest.
+    # What the host does alone (deaths, refusals, hooks, streams) is the same whatever runs in the guest.
     in_each_guest agent network run shares
+    say "end-to-end tests: a container's life with Debian's kernel; images have no part in it"
+    KATA_CONF_FILE=$stage/variants/packaged-kernel.toml end_to_end lifecycle
     for image in kata-containers.img kata-containers-initrd.img; do
         say "self-check of the Debian image $image"
         tested "check $image" as_root "$stage/bin/kata-osbuilder" check "$stage/images/variants/$image"
