@@ -53,7 +53,8 @@ pub fn serve(host: &Host) {
 /// A layer with busybox, and the files that every system has.
 fn busybox() -> Vec<u8> {
     let mut layer = Layer::new(Vec::new());
-    for name in ["bin", "dev", "etc", "home", "proc", "sys", "usr", "usr/sbin", "var", "var/www"] {
+    // `run` is mounted to, also where the rest is read-only; images that came from a whole system have it.
+    for name in ["bin", "dev", "etc", "home", "proc", "run", "sys", "usr", "usr/sbin", "var", "var/www"] {
         directory(&mut layer, name, 0o755, 0);
     }
     directory(&mut layer, "root", 0o700, 0);
