@@ -55,11 +55,10 @@ pub fn install(host: &Host, more: &[PathBuf]) {
 }
 
 /// What Podman is told of a machine that has no systemd and whose hard limits cannot be raised, and more for some tables.
-pub fn configuration(containers: &str, network: &str, engine: &str) -> String {
+pub fn configuration(network: &str, engine: &str) -> String {
     format!(
         r#"[containers]
 default_ulimits = ["nofile=20000:20000", "nproc=20000:20000"]
-{containers}
 [network]
 network_backend = "netavark"
 {network}
@@ -74,19 +73,11 @@ events_logger = "file"
 impl Podman {
     /// Makes one that has the images of the tests and uses a runtime.
     pub fn start(handler: Handler) -> Self {
-        let unpacked = images::unpacked("podman-4");
-        let programs = [Some(unpacked.join("usr/bin")), Some(images::unpacked("containerd-1.6").join("usr/sbin"))];
-        let host = Host::start(&programs.into_iter().flatten().collect::<Vec<_>>());
-        let podman = Self { host, runtime: Self::runtime_of(handler) };
-        let (directory, files) = (podman.host.directory().display().to_string(), unpacked.display().to_string());
-        let containers = format!(
-            r#"seccomp_profile = "{files}/usr/share/containers/seccomp.json"
-init_path = "{files}/usr/bin/catatonit""#
-        );
+        let podman = Self { host: Host::start(&[]), runtime: Self::runtime_of(handler) };
+        install(&podman.host, &[images::unpacked("containerd-1.6").join("usr")]);
+        let directory = podman.host.directory().display().to_string();
         let engine = format!(
-            r#"conmon_path = ["{files}/usr/bin/conmon"]
-helper_binaries_dir = ["{files}/usr/lib/podman", "{files}/usr/bin"]
-static_dir = "{directory}/libpod"
+            r#"static_dir = "{directory}/libpod"
 volume_path = "{directory}/volumes"
 tmp_dir = "/run/libpod"
 [engine.runtimes]
@@ -94,10 +85,8 @@ tmp_dir = "/run/libpod"
             runtime = podman.runtime
         );
         let network = format!("network_config_dir = \"{directory}/networks\"");
-        let configuration = configuration(&containers, &network, &engine);
+        let configuration = configuration(&network, &engine);
         fs::write(podman.file("containers.conf"), configuration).unwrap();
-        // Its libraries are looked for where a package puts them.
-        install(&podman.host, &[]);
         // Many at once may take long to boot on a small machine.
         podman.host.sh("mkdir -p /etc/kata-containers/config.d; printf '[agent.kata]\\ndial_timeout = 200\\n' >/etc/kata-containers/config.d/test.toml; touch /etc/kata-containers/configuration.toml");
         let own = podman.file("images.tar");

@@ -50,7 +50,7 @@ pub fn prepare(host: &Host) {
     registry::image(&root, &format!("libpod/testimage:{TAG}"), settings, &[&layer]);
     registry::image(&root, &format!("libpod/testimage:{OTHER}"), json!({"Cmd": ["sh"]}), &[&layer]);
     registry::serve(host, &root, &[END]);
-    fs::write(own.join("containers.conf"), podman::configuration("", "", "")).unwrap();
+    fs::write(own.join("containers.conf"), podman::configuration("", "")).unwrap();
     let mirror = format!("[[registry]]\nprefix = \"quay.io\"\nlocation = \"{}\"\ninsecure = true\n", registry::ADDRESS);
     fs::write(own.join("registries.conf"), mirror).unwrap();
     host.remove_cgroups(&["libpod_parent", "libpod-*", "conmon"]);

@@ -7,11 +7,7 @@ use std::{
     process::Command,
 };
 
-use engines::{
-    Client, Handler, Podman, images,
-    podman::{configuration, install},
-    podman_cases,
-};
+use engines::{Client, Handler, Podman, images, podman::configuration, podman_cases};
 use serde_json::{Value, json};
 
 use super::{seen, wait_until};
@@ -52,7 +48,7 @@ impl Client for User<'_> {
 }
 
 impl<'a> User<'a> {
-    /// Makes one, and Podman and the runtimes are there as if they were installed. Says why if the machine lets no user have namespaces.
+    /// Makes one, for whom the runtimes are there as if they were installed, as Podman is. Says why if the machine lets no user have namespaces.
     fn new(podman: &'a Podman, handler: Handler) -> Option<Self> {
         let host = &podman.host;
         let own = host.directory().to_owned();
@@ -63,8 +59,7 @@ impl<'a> User<'a> {
             fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
         }
         chown(&home, Some(ID), Some(ID)).unwrap();
-        fs::write(own.join("users.conf"), configuration("", "", "")).unwrap();
-        install(host, &[images::unpacked("containerd-1.6").join("usr")]);
+        fs::write(own.join("users.conf"), configuration("", "")).unwrap();
         host.sh(&format!(
             "cp {own}/users.conf /etc/containers/containers.conf
             mount --bind {own}/opt /opt; mount --bind {stage} /opt/kata
