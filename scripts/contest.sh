@@ -67,7 +67,6 @@ GOCACHE=$work/cache
 cd "$source"
 declare -A directories=([client]=./integration/client [cri]=./integration)
 mkdir -p "$output"
-printf '%s\n' "$version" >"$output/version"
 for tests in "${missing[@]}"; do
     quietly "$GOROOT/bin/go" test -c -vet=off -trimpath -ldflags=-s -o "$work/$tests.test" "${directories[$tests]}"
     mv "$work/$tests.test" "$output/$tests.test"

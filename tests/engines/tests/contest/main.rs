@@ -25,42 +25,38 @@ use crate::{
 /// A test program.
 pub struct Suite {
     name: &'static str,
-    /// Starts what the program expects to be there, and gives the command.
-    command: fn(&Host, Handler) -> Vec<String>,
+    /// Starts what the program, whose path is given, expects to be there, and gives the command.
+    command: fn(&Host, Handler, String) -> Vec<String>,
 }
 
 /// The tests of containerd's client: they start a containerd of their own.
 const CLIENT: Suite = Suite {
     name: "client",
-    command: |_, handler| {
+    command: |_, handler, program| {
         let environment = format!("TEST_RUNTIME={}", handler.runtime());
-        vec![environment, program("client"), "-test.root".into(), "-no-criu".into()]
+        vec![environment, program, "-test.root".into(), "-no-criu".into()]
     },
 };
 
 /// The tests of the CRI: they want a containerd that somebody starts again when they end it.
 const CRI: Suite = Suite {
     name: "cri",
-    command: |host, handler| {
+    command: |host, handler, program| {
         cri::start(host);
         vec![
-            program("cri"),
+            program,
             "-cri-root=/var/lib/containerd/io.containerd.grpc.v1.cri".into(),
             format!("-runtime-handler={}", handler.name()),
         ]
     },
 };
 
-/// Where the programs are.
-fn programs() -> PathBuf {
-    e2e::cache().join("contest/1.7")
-}
-
 /// Path of a suite's program.
-fn program(suite: &str) -> String {
-    let path = programs().join(format!("{suite}.test"));
-    assert!(path.exists(), "there is no {}; run `scripts/contest.sh build {suite}`", path.display());
-    path.display().to_string()
+fn program(suite: &Suite) -> PathBuf {
+    let name = suite.name;
+    let path = e2e::cache().join(format!("contest/1.7/{name}.test"));
+    assert!(path.exists(), "there is no {}; run `scripts/contest.sh build {name}`", path.display());
+    path
 }
 
 #[test]

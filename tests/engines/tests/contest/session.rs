@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    path::Path,
     process::{Child, Stdio},
     thread,
     time::{Duration, Instant},
@@ -11,7 +12,7 @@ use std::{
 use engines::{Handler, host::Host, images};
 
 use crate::{
-    Suite, cri, programs, pulled,
+    Suite, cri, program, pulled,
     results::{self, Outcome, Outcomes},
 };
 
@@ -40,8 +41,9 @@ pub struct Report {
 
 /// Runs the tests that a pattern of Go fits but another does not.
 pub fn run(suite: &Suite, handler: Handler, pattern: &str, skip: &str, mut progress: impl FnMut(&Outcomes)) -> Report {
+    let program = program(suite);
     let engine = images::unpacked("containerd-1.7").join("usr/bin");
-    let paths = [Some(engine), engines::kata_programs(), Some(programs())];
+    let paths = [Some(engine), engines::kata_programs(), program.parent().map(Path::to_owned)];
     let host = Host::start(&paths.into_iter().flatten().collect::<Vec<_>>());
     let own = host.directory().display().to_string();
     // The tests remove the directory they gave to their containerd, and snapshots need a real file system below it.
@@ -53,7 +55,7 @@ pub fn run(suite: &Suite, handler: Handler, pattern: &str, skip: &str, mut progr
     host.remove_cgroups(CGROUPS);
     pulled::serve(&host);
     let mut command = vec![format!("TMPDIR={own}/tmp")];
-    command.extend((suite.command)(&host, handler));
+    command.extend((suite.command)(&host, handler, program.display().to_string()));
     command.extend(["-test.v=test2json".into(), "-test.timeout=0".into(), format!("-test.run={pattern}")]);
     if !skip.is_empty() {
         command.push(format!("-test.skip={skip}"));
