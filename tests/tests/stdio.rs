@@ -134,9 +134,10 @@ fn session(runtime: &Runtime, bundle: &Bundle) -> (i32, String) {
 #[test]
 fn a_terminal_session_with_a_resize_shows_what_runc_shows() {
     let mut bundle = Bundle::sh(
-        // A runtime may set the first size when the shell runs already. The signal of the second may come before the shell
-        // waits in `read`, which would keep the trap back until something is typed.
-        "tty; until test \"$(stty size)\" = '30 100'; do sleep 0.1; done; trap 'echo resized; stty size; resized=1' WINCH; stty size; echo ready; until test -n \"$resized\"; do sleep 0.1; done; \
+        // A runtime may set the first size when the shell runs already, and runc makes the caller's terminal raw shortly before
+        // that: what is written earlier may come with a carriage return more. The signal of the second size may come before
+        // the shell waits in `read`, which would keep the trap back until something is typed.
+        "until test \"$(stty size)\" = '30 100'; do sleep 0.1; done; tty; trap 'echo resized; stty size; resized=1' WINCH; stty size; echo ready; until test -n \"$resized\"; do sleep 0.1; done; \
          read words; echo \"got $words\"; exit 7",
     );
     bundle.edit(|config| config["process"]["terminal"] = true.into());
