@@ -63,9 +63,18 @@ add() {
     cat "$own/fuzzing.md" >docs/fuzzing.md
 }
 
-# What one input may take.
-limit_seconds=20
-limits=(-timeout="$limit_seconds" -rss_limit_mb=1024 -malloc_limit_mb=64)
+# What one input may take of a processor, and by the clock, of which targets that share the processors need more.
+limit_seconds=20 processors=$(nproc)
+clock_seconds=$((limit_seconds * (jobs > processors ? (jobs + processors - 1) / processors : 1)))
+limits=(-rss_limit_mb=1024 -malloc_limit_mb=64)
+
+# Runs one input again, which took longer than it may by the clock: the processors may have been others' for as long. Now its time on one
+# counts, and the clock only for one that does nothing.
+try_again() (
+    ulimit -t "$limit_seconds"
+    exec timeout --kill-after 10 $((15 * clock_seconds)) "$programs/$1" "${limits[@]}" -timeout=$((20 * clock_seconds)) \
+        -artifact_prefix="fuzz/artifacts/$1/" "$2"
+)
 
 # By process: its target. By target: when it was begun, and its row in the end.
 declare -A running=() begun=() rows=()
@@ -81,7 +90,8 @@ trap 'exit 143' TERM HUP
 begin() {
     local target=$1 learned=$cache/fuzz/corpus/$1 options
     mkdir -p "$learned" "fuzz/artifacts/$target"
-    options=("${limits[@]}" -max_total_time="$seconds" -max_len=16384 -print_final_stats=1 -artifact_prefix="fuzz/artifacts/$target/")
+    options=("${limits[@]}" -timeout="$clock_seconds" -max_total_time="$seconds" -max_len=16384 -print_final_stats=1)
+    options+=(-artifact_prefix="fuzz/artifacts/$target/")
     [ ! -e "fuzz/dictionaries/$target" ] || options+=(-dict="fuzz/dictionaries/$target")
     say "$target: $seconds s"
     begun[$target]=$(date +%s)
@@ -111,10 +121,8 @@ finish() {
         "$own/logs/$target.times")
     if [ "$status" != 0 ]; then
         slow=$(sed -n 's/.*Test unit written to \(.*\/timeout-.*\)/\1/p' "$log" | tail -n 1)
-        # The deadline is one by the clock, and the processors may have been others' for as long.
-        if [ -n "$slow" ] && timeout --kill-after 10 $((3 * limit_seconds)) "$programs/$target" "${limits[@]}" \
-            -artifact_prefix="fuzz/artifacts/$target/" "$slow" >>"$log" 2>&1; then
-            echo "$target: ended early, by an input that took $limit_seconds s and takes less alone; the machine is busy: run it again" >&2
+        if [ -n "$slow" ] && try_again "$target" "$slow" >>"$log" 2>&1; then
+            echo "$target: ended early, by an input that waited for a processor for most of $clock_seconds s: run it again" >&2
             rm "$slow"
         else
             findings=1

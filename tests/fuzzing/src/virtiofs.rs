@@ -22,8 +22,8 @@ const REPLY: u64 = 0x1_0000;
 const REPLY_SIZE: u32 = 0x1_0000;
 /// Requests of one input.
 const MOST_REQUESTS: usize = 200;
-/// Chains that are taken from a queue that an input describes.
-const MOST_CHAINS: usize = 64;
+/// Chains that are taken from a queue that an input describes. Each may have as many pieces as the queue.
+const MOST_CHAINS: usize = 16;
 
 /// What a request consists of: `n` a name, `h` a handle, `w` and `l` numbers of 32 and 64 bits, `N` an inode, `r` anything.
 /// (`linux/fuse.h`.)
