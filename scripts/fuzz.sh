@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Looks for bytes that break a reader of foreign bytes (docs/fuzzing.md): each target for FUZZ_SECONDS (60), FUZZ_JOBS (1) of them side by
-# side. What breaks one is kept in fuzz/artifacts, what a run has learned in the project's cache, for the next. Each target that has come to
-# its end is added to the table in docs/fuzzing.md. Usage: fuzz.sh [TARGET...]
+# side. What breaks one is kept in fuzz/artifacts, what a run has learned in the project's cache, for the next, and with FUZZ_KEEP=1 in
+# fuzz/learned, for other machines. Each target that has come to its end is added to the table in docs/fuzzing.md. Usage: fuzz.sh [TARGET...]
 . "$(dirname "$0")/lib.sh"
 
 cd "$top"
 seconds=${FUZZ_SECONDS:-60} jobs=${FUZZ_JOBS:-1}
 [[ $seconds =~ ^[1-9][0-9]*$ ]] || fail "FUZZ_SECONDS is $seconds; a number of seconds is expected"
 [[ $jobs =~ ^[1-9][0-9]*$ ]] || fail "FUZZ_JOBS is $jobs; a number of targets to run side by side is expected"
+[[ ${FUZZ_KEEP:-} =~ ^1?$ ]] || fail "FUZZ_KEEP is $FUZZ_KEEP; 1 or nothing is expected"
 # Each target's name and what it reads.
 table=$(sed -n 's/.* name: "\([a-z_]*\)", reads: "\([^"]*\)".*/\1\t\2/p' tests/fuzzing/src/lib.rs)
 mapfile -t known < <(cut -f 1 <<<"$table")
@@ -90,6 +91,9 @@ trap 'exit 143' TERM HUP
 begin() {
     local target=$1 learned=$cache/fuzz/corpus/$1 options
     mkdir -p "$learned" "fuzz/artifacts/$target"
+    if [ -z "$(ls -A "$learned")" ] && [ -e "fuzz/learned/$target.tar.xz" ]; then
+        tar -xJf "fuzz/learned/$target.tar.xz" -C "$learned"
+    fi
     options=("${limits[@]}" -timeout="$clock_seconds" -max_total_time="$seconds" -max_len=16384 -print_final_stats=1)
     options+=(-artifact_prefix="fuzz/artifacts/$target/")
     [ ! -e "fuzz/dictionaries/$target" ] || options+=(-dict="fuzz/dictionaries/$target")
@@ -139,11 +143,30 @@ finish() {
     add "$target" "$took" "$used" "$executions" "$findings"
 }
 
+# keep TARGET: keeps in the repository what all its runs here have learned: few inputs that get as far as all of them. Their names are numbers,
+# since hashes do not compress.
+keep() {
+    local target=$1 few=$own/few log=$own/logs/$1.keep count=0 input
+    say "$target: keeping what was learned"
+    rm -rf "$few"
+    mkdir -p "$few" fuzz/learned
+    "$programs/$target" "${limits[@]}" -timeout="$clock_seconds" -artifact_prefix="fuzz/artifacts/$target/" -set_cover_merge=1 \
+        "$few" "$cache/fuzz/corpus/$target" "fuzz/corpus/$target" >"$log" 2>&1 || fail "$target cannot be merged; see $log"
+    for input in "$few"/*; do
+        mv "$input" "$few/$count"
+        count=$((count + 1))
+    done
+    tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -C "$few" -c . | xz -9e >"$own/few.tar.xz"
+    mv "$own/few.tar.xz" "fuzz/learned/$target.tar.xz"
+    echo "$target: $count inputs, $(stat -c %s "fuzz/learned/$target.tar.xz") bytes"
+}
+
 for target in "${targets[@]}"; do
     [ ${#running[@]} -lt "$jobs" ] || finish
     begin "$target"
 done
 while [ ${#running[@]} != 0 ]; do finish; done
+[ -z "${FUZZ_KEEP:-}" ] || for target in "${targets[@]}"; do keep "$target"; done
 
 printf '\n%s\n%s\n' '| target | seconds | of them on a processor | executions | findings |' '| --- | --- | --- | --- | --- |'
 for target in "${targets[@]}"; do echo "${rows[$target]}"; done
