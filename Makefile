@@ -44,7 +44,7 @@ faults: ## try every fault at every step of a sandbox's life, and write the tabl
 	@KATA_FAULTS="$${KATA_FAULTS:-all}" cargo test -p e2e --test faults -- --exact every_fault_at_every_step --nocapture
 	@KATA_FAULTS="$${KATA_FAULTS:-all}" cargo test -p engines --test faults -- --exact every_fault_at_every_step_under_containerd --nocapture
 
-fuzz: ## look for bytes that break a reader of foreign bytes, FUZZ_SECONDS=60 for each target, FUZZ_JOBS=1 at a time (FUZZ="qmp bundle": only those), and add to the table in docs/fuzzing.md
+fuzz: ## look for bytes that break a reader of foreign bytes, FUZZ_SECONDS=60 for each target, FUZZ_JOBS=1 at a time (FUZZ="qmp bundle": only those; FUZZ_KEEP=1: keep what it learns in fuzz/learned), and add to the table in docs/fuzzing.md
 	@scripts/setup.sh fuzz
 	@scripts/fuzz.sh $(FUZZ)
 

@@ -66,15 +66,20 @@ add() {
 
 # What one input may take of a processor, and by the clock, of which targets that share the processors need more.
 limit_seconds=20 processors=$(nproc)
-clock_seconds=$((limit_seconds * (jobs > processors ? (jobs + processors - 1) / processors : 1)))
-limits=(-rss_limit_mb=1024 -malloc_limit_mb=64)
+clock_seconds=$((limit_seconds * ((jobs + processors - 1) / processors)))
+
+# become TARGET SECONDS ARGUMENT...: becomes the target's program, for so long at most: one that is stuck in a system call does not see its own
+# deadline.
+become() {
+    exec nice -n 19 timeout --kill-after 10 "$2" "$programs/$1" -rss_limit_mb=1024 -malloc_limit_mb=64 \
+        -artifact_prefix="fuzz/artifacts/$1/" "${@:3}"
+}
 
 # Runs one input again, which took longer than it may by the clock: the processors may have been others' for as long. Now its time on one
 # counts, and the clock only for one that does nothing.
 try_again() (
     ulimit -t "$limit_seconds"
-    exec timeout --kill-after 10 $((15 * clock_seconds)) "$programs/$1" "${limits[@]}" -timeout=$((20 * clock_seconds)) \
-        -artifact_prefix="fuzz/artifacts/$1/" "$2"
+    become "$1" $((15 * clock_seconds)) -timeout=0 "$2"
 )
 
 # By process: its target. By target: when it was begun, and its row in the end.
@@ -94,16 +99,13 @@ begin() {
     if [ -z "$(ls -A "$learned")" ] && [ -e "fuzz/learned/$target.tar.xz" ]; then
         tar -xJf "fuzz/learned/$target.tar.xz" -C "$learned"
     fi
-    options=("${limits[@]}" -timeout="$clock_seconds" -max_total_time="$seconds" -max_len=16384 -print_final_stats=1)
-    options+=(-artifact_prefix="fuzz/artifacts/$target/")
+    options=(-timeout="$clock_seconds" -max_total_time="$seconds" -max_len=16384 -print_final_stats=1)
     [ ! -e "fuzz/dictionaries/$target" ] || options+=(-dict="fuzz/dictionaries/$target")
     say "$target: $seconds s"
     begun[$target]=$(date +%s)
-    # A target that is stuck in a system call does not see its own deadline.
     (
         status=0
-        nice -n 19 timeout --kill-after 10 $((seconds + 300)) "$programs/$target" "${options[@]}" "$learned" "fuzz/corpus/$target" \
-            >"$own/logs/$target.log" 2>&1 &
+        become "$target" $((seconds + 300)) "${options[@]}" "$learned" "fuzz/corpus/$target" >"$own/logs/$target.log" 2>&1 &
         trap 'kill $!; wait $!' TERM
         wait $! || status=$?
         times >"$own/logs/$target.times"
@@ -150,8 +152,8 @@ keep() {
     say "$target: keeping what was learned"
     rm -rf "$few"
     mkdir -p "$few" fuzz/learned
-    "$programs/$target" "${limits[@]}" -timeout="$clock_seconds" -artifact_prefix="fuzz/artifacts/$target/" -set_cover_merge=1 \
-        "$few" "$cache/fuzz/corpus/$target" "fuzz/corpus/$target" >"$log" 2>&1 || fail "$target cannot be merged; see $log"
+    (become "$target" 3600 -timeout="$clock_seconds" -set_cover_merge=1 "$few" "$cache/fuzz/corpus/$target" "fuzz/corpus/$target") >"$log" 2>&1 ||
+        fail "$target cannot be merged; see $log"
     for input in "$few"/*; do
         mv "$input" "$few/$count"
         count=$((count + 1))
